@@ -1,0 +1,173 @@
+"""The one currency of the project: a clip of frames with its rate, caption and whatever truth is known.
+
+Letters: B clips, T frames, H height, W width. Pixels are RGB in [0, 1]. Image axes: x right, y down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from newtonrewards.core.errors import ShapeError
+
+# A frame that leaves the decoder of a generator may overshoot by a rounding error; more is a range mistake.
+RANGE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the simulator knows about a clip, all in image coordinates of this clip.
+
+    Attributes:
+        position: (T, 2) object centre in frame heights (H), x right, y down, origin top left.
+        velocity: (T, 2) H/s.
+        acceleration: (T, 2) H/s^2, the right-hand limit at an event.
+        flow: (T-1, 2, H, W) exact optical flow in px/frame, or None where it wasn't kept.
+        depth: (T, H, W) metres along the optical axis, or None where it wasn't kept.
+        metres_per_height: metres in one frame height at the object's depth.
+        primitive: one of the five motions (`simulation.motions.PRIMITIVES`).
+        split: `train`, `val` or `test`.
+        shift: `id`, `ood_height`, `ood_speed`, `ood_friction` or `ood_all`.
+        events: frame time (float) of each event by name: `land`, `turn`, `stop`, `leave`.
+        parameters: physical parameters in SI units.
+        seed: the number from which the clip can be made again.
+    """
+
+    position: Float[Tensor, "T 2"]
+    velocity: Float[Tensor, "T 2"]
+    acceleration: Float[Tensor, "T 2"]
+    metres_per_height: float
+    primitive: str
+    split: str = "train"
+    shift: str = "id"
+    flow: Float[Tensor, "T-1 2 H W"] | None = None
+    depth: Float[Tensor, "T H W"] | None = None
+    events: dict[str, float] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a clip came from and everything that was done to its pixels.
+
+    Attributes:
+        path: file it was read from, empty for a clip made in memory.
+        sha256: hash of that file, empty if none.
+        playback_fps: frames per second at which the file plays.
+        preprocessing: one sentence for each step, in order.
+    """
+
+    path: str = ""
+    sha256: str = ""
+    playback_fps: float | None = None
+    preprocessing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One video of any length and size.
+
+    Attributes:
+        frames: (T, 3, H, W) RGB in [0, 1].
+        fps: frames per second of *physical* time (the playback rate sits in `source`).
+        caption: text that describes the clip.
+        masks: (T, H, W) soft object mask in [0, 1], or None.
+        valid: (T,) frames between the same two events, where one law holds; None: not known.
+        truth: what the simulator knows; None for a foreign video.
+        source: file and pre-processing record.
+    Raises:
+        ShapeError: wrong shape, or pixels outside [0, 1].
+    """
+
+    frames: Float[Tensor, "T 3 H W"]
+    fps: float
+    caption: str = ""
+    masks: Float[Tensor, "T H W"] | None = None
+    valid: Bool[Tensor, "T"] | None = None  # noqa: F821
+    truth: Truth | None = None
+    source: Source = field(default_factory=Source)
+
+    def __post_init__(self) -> None:
+        check_frames(self.frames, batched=False)
+        if not self.fps > 0:
+            raise ShapeError(f"fps is {self.fps}, it must be positive", where=self.source.path or None)
+
+    @property
+    def num_frames(self) -> int:
+        return self.frames.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ClipBatch:
+    """B clips of the same size: the fields of `Clip` with a leading B; fps is one number per clip.
+
+    Attributes:
+        frames: (B, T, 3, H, W) RGB in [0, 1].
+        fps: (B,) frames per second of physical time.
+        captions: B strings.
+        masks: (B, T, H, W) in [0, 1] or None.
+        valid: (B, T) bool or None.
+        index: (B,) global sample index of each clip, which seeds its random streams.
+    """
+
+    frames: Float[Tensor, "B T 3 H W"]
+    fps: Float[Tensor, "B"]  # noqa: F821
+    captions: tuple[str, ...]
+    masks: Float[Tensor, "B T H W"] | None = None
+    valid: Bool[Tensor, "B T"] | None = None
+    index: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.frames.shape[0]
+
+    @staticmethod
+    def stack(clips: Sequence[Clip], index: Sequence[int] | None = None) -> ClipBatch:
+        """Stack clips of equal size; a field stays None unless every clip has it."""
+        shapes = {tuple(clip.frames.shape) for clip in clips}
+        if len(shapes) != 1:
+            raise ShapeError(f"can't stack clips of different shapes {sorted(shapes)}", fix="Resize them to one size first.")
+
+        def stacked(name: str) -> Tensor | None:
+            values = [getattr(clip, name) for clip in clips]
+            return None if any(value is None for value in values) else torch.stack(values)
+
+        return ClipBatch(
+            frames=torch.stack([clip.frames for clip in clips]),
+            fps=torch.tensor([clip.fps for clip in clips]),
+            captions=tuple(clip.caption for clip in clips),
+            masks=stacked("masks"),
+            valid=stacked("valid"),
+            index=tuple(range(len(clips)) if index is None else index),
+        )
+
+    def to(self, device: torch.device | str) -> ClipBatch:
+        def moved(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        return replace(self, frames=self.frames.to(device), fps=self.fps.to(device), masks=moved(self.masks), valid=moved(self.valid))
+
+    def with_frames(self, frames: Float[Tensor, "B T 3 H W"]) -> ClipBatch:
+        """The same captions, rates and indices with other pixels; masks are dropped, since they belong to the old ones."""
+        return replace(self, frames=frames, masks=None)
+
+
+def check_frames(frames: Tensor, *, batched: bool) -> None:
+    """Reject at the border what would be silent nonsense inside.
+
+    Raises:
+        ShapeError: not ([B,] T, 3, H, W), not floating point, not finite, or outside [0, 1].
+    """
+    want = 5 if batched else 4
+    if frames.ndim != want or frames.shape[-3] != 3:
+        raise ShapeError(f"frames have shape {tuple(frames.shape)}, want {'(B, T, 3, H, W)' if batched else '(T, 3, H, W)'}")
+    if not frames.is_floating_point():
+        raise ShapeError(f"frames are {frames.dtype}, want floating point in [0, 1]", fix="Divide 8-bit frames by 255.")
+    low, high = frames.detach().amin().item(), frames.detach().amax().item()
+    if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
+        raise ShapeError(f"pixels lie in [{low:.3g}, {high:.3g}], want [0, 1]", fix="Map [-1, 1] with (x + 1) / 2, 8-bit with x / 255.")
