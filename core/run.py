@@ -30,8 +30,13 @@ def stream(seed: int, step: int, index: int, purpose: str) -> torch.Generator:
         index: global sample index.
         purpose: a word such as `noise` or `sigma`; different words give independent streams.
     """
+    return torch.Generator().manual_seed(stream_seed(seed, step, index, purpose))
+
+
+def stream_seed(seed: int, step: int, index: int, purpose: str) -> int:
+    """The 63-bit number behind `stream`, for generators that aren't torch's."""
     digest = hashlib.sha256(f"{seed}/{step}/{index}/{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def output_folder(path: Path) -> Path:

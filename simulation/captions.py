@@ -1,0 +1,35 @@
+"""What a caption says: the motion, its direction, and the quantities that the first frame can't show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SIDES = {1.0: "right", -1.0: "left"}
+
+
+def caption(primitive: str, parameters: Mapping[str, float]) -> str:
+    """One sentence of plain ASCII, under 100 bytes.
+
+    Args:
+        primitive: one of the five motions.
+        parameters: `direction` (+1 right, -1 left), `view_m`, and the quantities of the motion in SI units and degrees.
+    """
+    p, side = parameters, SIDES[parameters["direction"]]
+    match primitive:
+        case "free_fall":
+            text = "an object falls"
+        case "horizontal_throw":
+            text = f"an object is thrown {side} at {p['speed_mps']:.2f} m/s, floor friction {p['friction']:.2f}"
+        case "parabolic_throw":
+            text = (
+                f"an object is thrown {side} and up {p['angle_deg']:.0f} degrees at {p['speed_mps']:.2f} m/s, "
+                f"floor friction {p['friction']:.2f}"
+            )
+        case "ramp_down":
+            text = f"an object slides down a ramp of {p['incline_deg']:.0f} degrees to the {side}, friction {p['friction']:.2f}"
+        case _:
+            text = (
+                f"an object slides up a ramp of {p['incline_deg']:.0f} degrees to the {side} at {p['speed_mps']:.2f} m/s, "
+                f"friction {p['friction']:.2f}"
+            )
+    return f"{text}, view {p['view_m']:.2f} m"

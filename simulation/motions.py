@@ -1,0 +1,139 @@
+"""The five motions in closed form, with their events.
+
+A trajectory is a list of phases of constant acceleration; the breaks between them are the events. Nothing is integrated,
+so the truth has no step error. Coordinates: metres, x along the plane of motion, y up, of the object's centre relative
+to its rest position on the floor (y = 0: it touches). Source of the formulas: docs/physics.md §8.
+
+Letters: t time (s), p position (m), v velocity (m/s), a acceleration (m/s^2), th incline, mu Coulomb friction, g gravity.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRIMITIVES = ("free_fall", "horizontal_throw", "parabolic_throw", "ramp_down", "ramp_up")
+RAMPS = ("ramp_down", "ramp_up")
+GRAVITY = 9.81
+
+Vector = tuple[float, float]
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Constant acceleration from `start` on: p(t) = position + velocity (t - start) + acceleration (t - start)^2 / 2."""
+
+    start: float
+    position: Vector
+    velocity: Vector
+    acceleration: Vector = (0.0, 0.0)
+
+    def at(self, time: float) -> tuple[Vector, Vector]:
+        """Position and velocity at a time (s) of this phase."""
+        s = time - self.start
+        (px, py), (vx, vy), (ax, ay) = self.position, self.velocity, self.acceleration
+        return (px + vx * s + ax * s * s / 2, py + vy * s + ay * s * s / 2), (vx + ax * s, vy + ay * s)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Phases in order of their start, the first at 0, and the time (s) of each event: `land`, `turn`, `stop`."""
+
+    phases: tuple[Phase, ...]
+    events: dict[str, float]
+
+    def at(self, times: Array) -> tuple[Array, Array, Array]:
+        """Position, velocity and acceleration, each (N, 2), at N times (s); at an event the phase that begins counts."""
+        starts = np.array([phase.start for phase in self.phases])
+        which = np.maximum(np.searchsorted(starts, times, side="right") - 1, 0)
+        p0, v0, a = (
+            np.array([getattr(phase, name) for phase in self.phases])[which] for name in ("position", "velocity", "acceleration")
+        )
+        s = (times - starts[which])[:, None]
+        return p0 + v0 * s + a * s * s / 2, v0 + a * s, a
+
+    def first_break(self) -> float:
+        """Time (s) at which the first law ends; infinity if it never does."""
+        return min(self.events.values(), default=math.inf)
+
+
+def flight(height: float, velocity: Vector, friction: float, g: float = GRAVITY) -> Trajectory:
+    """Free flight from `height` metres above the floor, then an inelastic landing and a slide to rest.
+
+    The landing takes all vertical speed; Coulomb friction during the impact takes up to `friction` times that from the
+    horizontal one, and friction * g afterwards. A body that doesn't tip and doesn't bounce: sliding, not rolling.
+
+    Args:
+        height: clearance under the object, metres, >= 0.
+        velocity: launch velocity, m/s, y up.
+        friction: Coulomb coefficient with the floor, >= 0.
+        g: gravity, m/s^2, > 0.
+    """
+    vx, vy = velocity
+    start = Phase(0.0, (0.0, height), velocity, (0.0, -g))
+    land = (vy + math.sqrt(vy * vy + 2 * g * height)) / g
+    (x, _), (_, impact) = start.at(land)
+    speed = max(0.0, abs(vx) - friction * abs(impact))
+    return _slide_to_rest([start], {"land": land}, land, (x, 0.0), math.copysign(speed, vx), (1.0, 0.0), friction * g)
+
+
+def slide_down(th: float, mu: float, direction: float, g: float = GRAVITY) -> Trajectory:
+    """From rest down an incline of angle `th` (rad): a = g (sin th - mu cos th), or no motion at all if tan th <= mu.
+
+    Args:
+        direction: +1 if downhill points to +x, else -1.
+    """
+    a = max(0.0, g * (math.sin(th) - mu * math.cos(th)))
+    downhill = (direction * math.cos(th), -math.sin(th))
+    return Trajectory((Phase(0.0, (0.0, 0.0), (0.0, 0.0), _times(downhill, a)),), {} if a > 0 else {"stop": 0.0})
+
+
+def slide_up(th: float, mu: float, speed: float, direction: float, g: float = GRAVITY) -> Trajectory:
+    """Launched uphill at `speed`: decelerates at g (sin th + mu cos th), then slides back at g (sin th - mu cos th) or stays.
+
+    Args:
+        direction: +1 if uphill points to +x, else -1.
+    """
+    uphill = (direction * math.cos(th), math.sin(th))
+    brake = g * (math.sin(th) + mu * math.cos(th))
+    back = g * (math.sin(th) - mu * math.cos(th))
+    turn = speed / brake
+    rise = Phase(0.0, (0.0, 0.0), _times(uphill, speed), _times(uphill, -brake))
+    top, _ = rise.at(turn)
+    after = Phase(turn, top, (0.0, 0.0), _times(uphill, -max(0.0, back)))
+    return Trajectory((rise, after), {"turn" if back > 0 else "stop": turn})
+
+
+def straight_line(truth: Trajectory, duration: float) -> Trajectory:
+    """Wrong on purpose: constant velocity to where the true motion has its first break (or ends), then as the truth goes on.
+
+    Used for the imperfect clips that the base model is pre-trained on.
+    """
+    end = min(truth.first_break(), duration)
+    if end <= 0:
+        return truth
+    target, _, _ = truth.at(np.array([end - 1e-9]))
+    (x0, y0), (x1, y1) = truth.phases[0].position, target[0]
+    phase = Phase(0.0, (x0, y0), ((x1 - x0) / end, (y1 - y0) / end))
+    return replace(truth, phases=(phase, *(later for later in truth.phases[1:] if later.start >= end - 1e-9)))
+
+
+def _slide_to_rest(
+    phases: list[Phase], events: dict[str, float], start: float, position: Vector, speed: float, axis: Vector, brake: float
+) -> Trajectory:
+    if speed == 0.0:
+        return Trajectory((*phases, Phase(start, position, (0.0, 0.0))), events)
+    if brake == 0.0:
+        return Trajectory((*phases, Phase(start, position, _times(axis, speed))), events)
+    slide = Phase(start, position, _times(axis, speed), _times(axis, -math.copysign(brake, speed)))
+    stop = start + abs(speed) / brake
+    rest, _ = slide.at(stop)
+    return Trajectory((*phases, slide, Phase(stop, rest, (0.0, 0.0))), {**events, "stop": stop})
+
+
+def _times(vector: Vector, factor: float) -> Vector:
+    return vector[0] * factor, vector[1] * factor

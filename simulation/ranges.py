@@ -1,0 +1,80 @@
+"""Reads `ranges.yaml`: the only place that holds the ranges of the world."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from newtonrewards.core.errors import InputError
+from newtonrewards.core.recipe import Config, load
+from newtonrewards.simulation.motions import PRIMITIVES
+
+SHIFTS = ("id", "ood_height", "ood_speed", "ood_friction", "ood_all")
+SPLITS = ("train", "val", "test")
+Range = tuple[float, float]
+
+
+class World(Config):
+    size_px: int
+    num_frames: int
+    capture_fps: float
+    playback_fps: float
+    view_m: Range
+    floor_margin_m: float
+    camera_distance_m: float
+    wall_m: float
+    half_size_m: Range
+
+
+class Quantities(Config):
+    """Ranges of the quantities that a shift sets; None: not one of this motion."""
+
+    height_m: Range | None = None
+    speed_mps: Range | None = None
+    angle_deg: Range | None = None
+    incline_deg: Range | None = None
+    friction: Range | None = None
+
+
+class Assets(Config):
+    shapes: tuple[str, ...]
+    textures: tuple[str, ...]
+    walls: tuple[str, ...]
+
+
+class Ranges(Config):
+    version: int
+    world: World
+    primitives: dict[str, dict[str, Quantities]]
+    assets: dict[str, Assets]
+
+
+@cache
+def default_ranges() -> Ranges:
+    return load(Ranges, Path(__file__).with_name("ranges.yaml"))
+
+
+def shifts_of(primitive: str, ranges: Ranges | None = None) -> tuple[str, ...]:
+    """The shifts that exist for a motion: `id`, its own, and `ood_all` where it has more than one."""
+    own = tuple((ranges or default_ranges()).primitives[primitive])
+    return (*own, "ood_all") if len(own) > 2 else own
+
+
+def quantities(primitive: str, shift: str, ranges: Ranges | None = None) -> dict[str, Range]:
+    """Range of each quantity of a motion under a shift.
+
+    Raises:
+        InputError: unknown motion, or a shift that this motion doesn't have.
+    """
+    ranges = ranges or default_ranges()
+    if primitive not in ranges.primitives:
+        raise InputError(f"unknown motion '{primitive}'", fix=f"Use one of {', '.join(PRIMITIVES)}.")
+    table = ranges.primitives[primitive]
+    known = shifts_of(primitive, ranges)
+    if shift not in known:
+        raise InputError(f"{primitive} has no shift '{shift}'", fix=f"Use one of {', '.join(known)}.")
+    chosen = {name: value for name, value in table["id"] if value is not None}
+    shifted = [name for name in table if name != "id"] if shift == "ood_all" else [shift]
+    for name in shifted:
+        chosen |= {key: value for key, value in table[name] if value is not None}
+    return chosen

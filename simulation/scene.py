@@ -1,0 +1,332 @@
+"""A scene as pure data, drawn from (seed, split, index): object, background, camera, trajectory, parameters.
+
+World coordinates: metres, x right, y up, z away from the viewer. The motion lies in the plane z = 0, the floor is y = 0.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newtonrewards.core.errors import InputError
+from newtonrewards.core.run import stream_seed
+from newtonrewards.simulation.captions import caption
+from newtonrewards.simulation.motions import (
+    GRAVITY,
+    PRIMITIVES,
+    RAMPS,
+    Trajectory,
+    flight,
+    slide_down,
+    slide_up,
+    straight_line,
+)
+from newtonrewards.simulation.ranges import SPLITS, Ranges, default_ranges, quantities
+
+Array = NDArray[np.float64]
+Colour = tuple[float, float, float]
+MAX_ATTEMPTS = 200
+# Ramp bodies must slide: a round one rolls with 5/7 g sin th (physics.md §8, simulation.md §4).
+ROLLING_SHAPES = ("sphere",)
+
+
+@dataclass(frozen=True)
+class Wedge:
+    """A ramp: a triangular prism that rises from `foot_x` to the side of `uphill` (+1 right, -1 left)."""
+
+    foot_x: float
+    uphill: float
+    incline: float
+    length: float
+    half_depth: float = 0.6
+
+    def contact(self, distance: float) -> tuple[float, float]:
+        """World point on the slope at a distance (m) from the foot."""
+        return self.foot_x + self.uphill * distance * math.cos(self.incline), distance * math.sin(self.incline)
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A texture family with its two colours; `frequency` in periods per metre (background) or per half size (object)."""
+
+    texture: str
+    colours: tuple[Colour, Colour]
+    frequency: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Wobble:
+    """Smooth wrong motion: sines of these amplitudes (m) and frequencies (Hz), eased in from zero."""
+
+    amplitude: tuple[float, float]
+    frequency: tuple[float, float]
+    phase: tuple[float, float]
+
+    def offset(self, times: Array) -> Array:
+        ease = 1 - np.exp(-times / 0.12)
+        waves = [
+            a * ease * (np.sin(2 * np.pi * f * times + p) - np.sin(p))
+            for a, f, p in zip(self.amplitude, self.frequency, self.phase, strict=True)
+        ]
+        return np.stack(waves, axis=1)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything the renderer needs, and nothing it computes. `imperfection` is `none` for right physics."""
+
+    primitive: str
+    split: str
+    shift: str
+    seed: int
+    index: int
+    parameters: dict[str, float]
+    caption: str
+    trajectory: Trajectory
+    origin: tuple[float, float]
+    shape: str
+    half_size: tuple[float, float, float]
+    tilt: float
+    yaw: float
+    object_surface: Surface
+    wall: Surface
+    floor: Surface
+    wedge: Wedge | None
+    wedge_surface: Surface
+    light: tuple[float, float, float]
+    size_px: int
+    num_frames: int
+    capture_fps: float
+    playback_fps: float
+    view_m: float
+    camera_height: float
+    camera_distance: float
+    wall_m: float
+    wobble: Wobble | None = None
+    imperfection: str = "none"
+    rejections: tuple[str, ...] = ()
+
+    @property
+    def times(self) -> Array:
+        return np.arange(self.num_frames) / self.capture_fps
+
+    def centres(self) -> Array:
+        """(T, 2) object centre in world metres."""
+        position, _, _ = self.trajectory.at(self.times)
+        if self.wobble is not None:
+            position = position + self._along_ramp(self.wobble.offset(self.times))
+            if self.wedge is None:
+                position[:, 1] = np.maximum(position[:, 1], 0.0)
+        return position + np.array(self.origin)
+
+    def _along_ramp(self, offset: Array) -> Array:
+        if self.wedge is None:
+            return offset
+        slope = np.array([self.wedge.uphill * math.cos(self.wedge.incline), math.sin(self.wedge.incline)])
+        return offset[:, :1] * slope
+
+
+def sample_scene(
+    seed: int,
+    index: int,
+    *,
+    split: str = "train",
+    shift: str = "id",
+    primitive: str | None = None,
+    imperfect: float = 0.0,
+    ranges: Ranges | None = None,
+) -> Scene:
+    """Draw a scene: the same for the same arguments, whatever was drawn before.
+
+    Camera and place are drawn before the trajectory is looked at, so the first frame doesn't give the answer away; a scene
+    is drawn again only for the reasons recorded in `rejections`.
+
+    Args:
+        seed: seed of the data set.
+        index: number of the clip; without `primitive`, index % 5 chooses the motion.
+        imperfect: share of clips with wrong physics, 0 to 1 (only for the base model's pre-training).
+    Raises:
+        InputError: unknown split, motion or shift, or ranges in which no scene fits.
+    """
+    if split not in SPLITS:
+        raise InputError(f"unknown split '{split}'", fix=f"Use one of {', '.join(SPLITS)}.")
+    ranges = ranges or default_ranges()
+    primitive = primitive or PRIMITIVES[index % len(PRIMITIVES)]
+    limits = quantities(primitive, shift, ranges)
+    rng = np.random.default_rng(stream_seed(seed, 0, index, f"scene/{split}/{shift}/{primitive}"))
+    reasons: list[str] = []
+    for _ in range(MAX_ATTEMPTS):
+        scene = _draw(rng, ranges, primitive, split, shift, {k: rng.uniform(*v) for k, v in limits.items()}, (seed, index))
+        reason = _problem(scene)
+        if reason is None and rng.random() < imperfect:
+            scene = _spoil(rng, scene)
+            reason = _problem(scene)
+        if reason is None:
+            return replace(scene, rejections=tuple(reasons))
+        reasons.append(reason)
+    raise InputError(f"no {primitive}/{shift} scene fits in {MAX_ATTEMPTS} draws: {dict(Counter(reasons))}", where="ranges.yaml")
+
+
+def _draw(
+    rng: np.random.Generator, ranges: Ranges, primitive: str, split: str, shift: str, drawn: dict[str, float], key: tuple[int, int]
+) -> Scene:
+    world, assets = ranges.world, ranges.assets["test" if split == "test" else "train"]
+    view, direction = rng.uniform(*world.view_m), float(rng.choice([-1.0, 1.0]))
+    parameters = {**drawn, "direction": direction, "view_m": view}
+    shapes = [shape for shape in assets.shapes if primitive not in RAMPS or shape not in ROLLING_SHAPES]
+    shape = str(rng.choice(shapes))
+    half_size = _half_size(rng, shape, rng.uniform(*world.half_size_m))
+    wedge = _wedge(rng, primitive, drawn, direction, view)
+    wall_colour, floor_colour, ramp_colour, object_colours = _colours(rng)
+    return Scene(
+        primitive=primitive,
+        split=split,
+        shift=shift,
+        seed=key[0],
+        index=key[1],
+        parameters=parameters,
+        caption=caption(primitive, parameters),
+        trajectory=_trajectory(primitive, parameters),
+        origin=_origin(rng, primitive, direction, view, half_size, wedge),
+        shape=shape,
+        half_size=half_size,
+        tilt=wedge.uphill * wedge.incline if wedge else 0.0,
+        yaw=0.0 if shape in ("capsule",) or wedge else rng.uniform(-0.6, 0.6),
+        object_surface=Surface(str(rng.choice(assets.textures)), object_colours, rng.uniform(0.9, 1.5), _seed(rng)),
+        wall=Surface(str(rng.choice(assets.walls)), wall_colour, rng.uniform(0.7, 1.4), _seed(rng)),
+        floor=Surface("clouds", floor_colour, rng.uniform(0.8, 1.6), _seed(rng)),
+        wedge=wedge,
+        wedge_surface=Surface("clouds", ramp_colour, rng.uniform(1.0, 2.0), _seed(rng)),
+        light=_light(rng),
+        size_px=world.size_px,
+        num_frames=world.num_frames,
+        capture_fps=world.capture_fps,
+        playback_fps=world.playback_fps,
+        view_m=view,
+        camera_height=view / 2 - world.floor_margin_m,
+        camera_distance=world.camera_distance_m,
+        wall_m=world.wall_m,
+    )
+
+
+def _trajectory(primitive: str, p: dict[str, float], factor: float = 1.0) -> Trajectory:
+    """The motion; `factor` scales gravity (1 is right)."""
+    g = GRAVITY * factor
+    match primitive:
+        case "free_fall":
+            return flight(p["height_m"], (0.0, 0.0), 0.0, g)
+        case "horizontal_throw":
+            return flight(p["height_m"], (p["direction"] * p["speed_mps"], 0.0), p["friction"], g)
+        case "parabolic_throw":
+            angle = math.radians(p["angle_deg"])
+            velocity = (p["direction"] * p["speed_mps"] * math.cos(angle), p["speed_mps"] * math.sin(angle))
+            return flight(p["height_m"], velocity, p["friction"], g)
+        case "ramp_down":
+            return slide_down(math.radians(p["incline_deg"]), p["friction"], p["direction"], g)
+        case _:
+            return slide_up(math.radians(p["incline_deg"]), p["friction"], p["speed_mps"], p["direction"], g)
+
+
+def _origin(
+    rng: np.random.Generator, primitive: str, direction: float, view: float, half: tuple[float, float, float], wedge: Wedge | None
+) -> tuple[float, float]:
+    """World place of trajectory point (0, 0): the object's centre at rest on the floor, or at its start on the ramp."""
+    if wedge is None:
+        spread = (-0.36, 0.36) if primitive == "free_fall" else (0.26, 0.38)
+        sign = 1.0 if primitive == "free_fall" else -direction
+        return sign * rng.uniform(*spread) * view, half[1]
+    gap = rng.uniform(0.05, 0.35)
+    x, y = wedge.contact(half[0] + gap if primitive == "ramp_up" else wedge.length - half[0] - gap)
+    return x - wedge.uphill * half[1] * math.sin(wedge.incline), y + half[1] * math.cos(wedge.incline)
+
+
+def _wedge(
+    rng: np.random.Generator, primitive: str, drawn: dict[str, float], direction: float, view: float
+) -> Wedge | None:
+    if primitive not in RAMPS:
+        return None
+    incline, length = math.radians(drawn["incline_deg"]), rng.uniform(0.80, 0.9) * view
+    uphill = direction if primitive == "ramp_up" else -direction
+    slack = view - length * math.cos(incline)
+    middle = rng.uniform(-0.35, 0.35) * slack
+    return Wedge(middle - uphill * length * math.cos(incline) / 2, uphill, incline, length)
+
+
+def _half_size(rng: np.random.Generator, shape: str, size: float) -> tuple[float, float, float]:
+    """Half extents (m) along the object's own axes; y is the one that points away from the surface it rests on."""
+    if shape == "sphere":
+        return size, size, size
+    if shape == "capsule":  # lies along x, so that it slides and doesn't roll
+        return size * 1.15, size * 0.72, size * 0.72
+    flatness = rng.uniform(0.65, 0.95)
+    return size * 0.92, size * flatness * 0.92, size * 0.92
+
+
+def _colours(
+    rng: np.random.Generator,
+) -> tuple[tuple[Colour, Colour], tuple[Colour, Colour], tuple[Colour, Colour], tuple[Colour, Colour]]:
+    """Wall, floor, ramp and object; the object is saturated and stands off from the muted background in hue or lightness."""
+    hue = rng.random()
+    wall = _pair(rng, hue, (0.08, 0.35), (0.65, 0.95), 0.14)
+    floor = _pair(rng, (hue + rng.uniform(-0.15, 0.15)) % 1, (0.08, 0.35), (0.45, 0.7), 0.12)
+    ramp = _pair(rng, rng.random(), (0.1, 0.4), (0.5, 0.85), 0.10)
+    away = (hue + rng.uniform(0.25, 0.75)) % 1
+    first = colorsys.hsv_to_rgb(away, rng.uniform(0.65, 0.95), rng.uniform(0.7, 0.95))
+    second = colorsys.hsv_to_rgb((away + rng.uniform(-0.12, 0.12)) % 1, rng.uniform(0.5, 0.95), rng.uniform(0.25, 0.5))
+    return wall, floor, ramp, (first, second)
+
+
+def _pair(
+    rng: np.random.Generator, hue: float, saturation: tuple[float, float], value: tuple[float, float], spread: float
+) -> tuple[Colour, Colour]:
+    s, v = rng.uniform(*saturation), rng.uniform(*value)
+    return colorsys.hsv_to_rgb(hue, s, v), colorsys.hsv_to_rgb(hue, s, max(0.0, v - rng.uniform(0.5, 1.0) * spread))
+
+
+def _light(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Unit vector to the light: from above, a little from the side and the front, so that shadows stay on floor and ramp."""
+    x, z = rng.uniform(-0.3, 0.3), rng.uniform(-0.4, -0.2)
+    norm = math.sqrt(x * x + 1 + z * z)
+    return x / norm, 1 / norm, z / norm
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(1 << 20))
+
+
+def _problem(scene: Scene) -> str | None:
+    """Why a drawn scene can't be used, or None."""
+    centres = scene.centres()
+    half = max(scene.half_size[:2])
+    reach = scene.view_m / 2 - half
+    middle = scene.camera_height
+    if np.abs(centres[:, 0]).max() > reach or centres[:, 1].max() - middle > reach:
+        return "leaves the view"
+    if np.linalg.norm(centres - centres[0], axis=1).max() < 0.2:
+        return "hardly moves"
+    if scene.wedge is not None:
+        along = np.abs(centres[:, 0] - scene.wedge.foot_x) / math.cos(scene.wedge.incline)
+        if along.min() < half * 0.9 or along.max() > scene.wedge.length - half * 0.5:
+            return "leaves the ramp"
+    return None
+
+
+def _spoil(rng: np.random.Generator, scene: Scene) -> Scene:
+    """Wrong physics on purpose: gravity scaled by .45 to 2, or constant speed, or a smooth wobble on either."""
+    kind = str(rng.choice(["factor", "constant_speed", "wobble"], p=[0.6, 0.2, 0.2]))
+    factor = math.exp(rng.uniform(math.log(0.45), math.log(2.0)))
+    trajectory = _trajectory(scene.primitive, scene.parameters, factor)
+    if kind == "constant_speed":
+        trajectory = straight_line(scene.trajectory, scene.times[-1])
+    wobble = None
+    if kind == "wobble":
+        metres = 2.0 / 64 * scene.view_m  # up to about two pixels of the embedded world
+        x, y = rng.uniform(0.3, 1.0, 2) * metres
+        wobble = Wobble((x, y), tuple(rng.uniform(1.5, 4.0, 2)), tuple(rng.uniform(0, 2 * math.pi, 2)))  # type: ignore[arg-type]
+    return replace(scene, trajectory=trajectory, wobble=wobble, imperfection=kind)
