@@ -152,6 +152,17 @@ class ClipBatch:
 
         return replace(self, frames=self.frames.to(device), fps=self.fps.to(device), masks=moved(self.masks), valid=moved(self.valid))
 
+    def part(self, start: int, stop: int, step: int = 1) -> ClipBatch:
+        """Clips start, start + step, ... below stop."""
+        chosen = slice(start, stop, step)
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[chosen]
+
+        return ClipBatch(
+            self.frames[chosen], self.fps[chosen], self.captions[chosen], cut(self.masks), cut(self.valid), self.index[chosen]
+        )
+
     def with_frames(self, frames: Float[Tensor, "B T 3 H W"]) -> ClipBatch:
         """The same captions, rates and indices with other pixels; masks are dropped, since they belong to the old ones."""
         return replace(self, frames=frames, masks=None)
@@ -168,6 +179,6 @@ def check_frames(frames: Tensor, *, batched: bool) -> None:
         raise ShapeError(f"frames have shape {tuple(frames.shape)}, want {'(B, T, 3, H, W)' if batched else '(T, 3, H, W)'}")
     if not frames.is_floating_point():
         raise ShapeError(f"frames are {frames.dtype}, want floating point in [0, 1]", fix="Divide 8-bit frames by 255.")
-    low, high = frames.detach().amin().item(), frames.detach().amax().item()
+    low, high = (extreme.item() for extreme in frames.detach().aminmax())
     if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
         raise ShapeError(f"pixels lie in [{low:.3g}, {high:.3g}], want [0, 1]", fix="Map [-1, 1] with (x + 1) / 2, 8-bit with x / 255.")

@@ -1,0 +1,435 @@
+"""Reading and writing video: decord first, then PyAV, and a record of everything that was done to the pixels.
+
+Nobody else imports either library. The frames of a file are planned before any is decoded, so that memory is bounded
+by the clip that comes out and not by the file that goes in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from newtonrewards.core.clip import Clip, Source, check_frames
+from newtonrewards.core.errors import InputError
+
+MIN_FRAMES = 2  # one picture has no motion
+CHUNK = 32  # frames decoded at a time
+MAX_BYTES = 4 * 2**30  # of the float32 clip; asked for before decoding
+# Timestamps in milliseconds (Matroska) or in ticks (phones) wobble by some per cent: still a constant rate.
+UNEVEN = 0.25
+LONGEST_GAP = 3.0  # mean intervals; above it an even rate without repeated frames would throw most of the file away
+CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+
+
+def read_clip(
+    path: str | Path,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    size: int | tuple[int, int] | None = None,
+    capture_fps: float | None = None,
+    caption: str = "",
+    max_bytes: int = MAX_BYTES,
+) -> Clip:
+    """Read a video file as a Clip; `source` says what was done to it.
+
+    Args:
+        path: any file that decord or PyAV can decode (mp4, mov, mkv, webm, avi, gif, ...).
+        num_frames: keep the first so many frames, after resampling; None keeps all.
+        fps: resample to this many frames per second of *physical* time, each time the nearest frame (frames are never
+            blended or repeated); None keeps the file's rate. A variable rate is made even at its longest interval.
+        size: (height, width) in px: scaled until it covers this, then cut at the centre, so that lengths along x and y
+            stay comparable; one number: the shorter side. None keeps the file's.
+        capture_fps: frames per second of physical time at which the file's frames were taken (slow motion: more than
+            the playback rate); None: it plays at life speed.
+        caption: goes into the clip.
+        max_bytes: upper bound for the pixels of the clip in memory.
+    Returns:
+        Clip with frames (T, 3, H, W) float32 in [0, 1], T >= 2, and `fps` in physical time.
+    Raises:
+        InputError: missing, empty or damaged file, no video in it, one frame only, fewer frames than `num_frames`, a
+            slower rate than `fps`, or more than `max_bytes`; always names the file.
+    """
+    path = Path(path)
+    _check_file(path)
+    with _open(path) as decoder:
+        plan = plan_frames(decoder.times, decoder.fps, fps=fps, num_frames=num_frames, capture_fps=capture_fps, where=path)
+        resize = _Resize.plan(decoder.height, decoder.width, size)
+        need = len(plan.indices) * 3 * resize.height * resize.width * 4
+        if need > max_bytes:
+            raise InputError(
+                f"{len(plan.indices)} frames of {resize.height}x{resize.width} px take {need / 2**30:.1f} GiB of memory, "
+                f"the limit is {max_bytes / 2**30:.1f}",
+                where=path,
+                fix="Read less of it: give num_frames, fps or size.",
+            )
+        chunks = [resize(frames) for frames in decoder.read(plan.indices)]
+    source = Source(
+        path=str(path),
+        sha256=sha256(path),
+        playback_fps=decoder.fps,
+        preprocessing=(f"decoded with {decoder.name}", *plan.record, *resize.record),
+    )
+    return Clip(frames=torch.cat(chunks), fps=plan.fps, caption=caption, source=source)
+
+
+def write_video(path: str | Path, frames: Float[Tensor, "T 3 H W"], playback_fps: float, *, lossless: bool = True) -> None:
+    """Write a whole video file or nothing.
+
+    Args:
+        path: .mp4, .mov or .mkv; its folder must exist.
+        frames: (T, 3, H, W) RGB in [0, 1], rounded to 8 bits.
+        playback_fps: frames per second at which it plays.
+        lossless: H.264 in RGB without loss: reading gives the same 8-bit values back. Otherwise H.264 at crf 12 (in
+            YUV 4:2:0, which every player knows), for looking at: compression shifts measured motion by up to .15 px.
+    Raises:
+        ShapeError: frames of the wrong shape or range.
+        InputError: another suffix, or the file can't be written.
+    """
+    path = Path(path)
+    check_frames(frames, batched=False)
+    if path.suffix.lower() not in CONTAINERS:
+        raise InputError(f"can't write video into a '{path.suffix}' file", where=path, fix=f"Use {', '.join(CONTAINERS)}.")
+    pixels = to_8bit(frames)
+    try:
+        # No fsync: a clip that a power cut leaves empty is an error on reading and is made again; thousands are written.
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        try:
+            _encode(temporary, pixels, playback_fps, container=CONTAINERS[path.suffix.lower()], lossless=lossless)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise InputError(
+            f"can't write this video ({error.strerror})", where=path, fix="Check that the folder exists, is writable and has space."
+        ) from None
+
+
+def to_8bit(frames: Float[Tensor, "*B 3 H W"]) -> UInt8[np.ndarray, "*B H W 3"]:
+    """[0, 1] to 0..255 by rounding, channels last: the values that a written file holds."""
+    scaled = np.rint(np.moveaxis(frames.detach().float().cpu().numpy(), -3, -1) * np.float32(255))
+    return np.ascontiguousarray(scaled.clip(0, 255).astype(np.uint8))
+
+
+def sha256(path: str | Path) -> str:
+    """Hash of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """Which frames of a file make the clip.
+
+    Attributes:
+        indices: frame numbers in the file, strictly rising from 0.
+        fps: frames per second of physical time between them.
+        record: what was done, one sentence each.
+    """
+
+    indices: tuple[int, ...]
+    fps: float
+    record: tuple[str, ...]
+
+
+def plan_frames(
+    times: Sequence[float],
+    playback_fps: float,
+    *,
+    fps: float | None = None,
+    num_frames: int | None = None,
+    capture_fps: float | None = None,
+    where: Path | None = None,
+) -> FramePlan:
+    """Choose frames by their time stamps, without having decoded any.
+
+    Args:
+        times: playback time of each frame in s, rising.
+        playback_fps, fps, num_frames, capture_fps: as in `read_clip`.
+        where: file, for the errors.
+    Raises:
+        InputError: see `read_clip`.
+    """
+    for name, value in (("fps", fps), ("num_frames", num_frames), ("capture_fps", capture_fps)):
+        if value is not None and not value > 0:
+            raise InputError(f"{name} is {value}, it must be positive", where=where)
+    if len(times) < MIN_FRAMES:
+        raise InputError(f"only {len(times)} frame, motion needs at least {MIN_FRAMES}", where=where, fix="Give a longer clip.")
+    physical = np.asarray(times, dtype=np.float64) - times[0]
+    rate, record = playback_fps, []
+    if capture_fps is not None and capture_fps != playback_fps:
+        physical, rate = physical * (playback_fps / capture_fps), capture_fps
+        record.append(f"played at {playback_fps:g} fps, taken at {capture_fps:g} fps of physical time")
+    indices = np.arange(len(times))
+    steps = np.diff(physical) * rate
+    uneven = float(np.abs(steps - 1).max()) > UNEVEN
+    if uneven:
+        record.append(f"variable frame rate: intervals from {steps.min() / rate:.3g} to {steps.max() / rate:.3g} s")
+        if fps is None and steps.max() > LONGEST_GAP:
+            raise InputError(
+                f"frames are missing: the longest interval is {steps.max() / rate:.3g} s, the mean {1 / rate:.3g} s",
+                where=where,
+                fix="Give fps to choose a rate, or cut the file.",
+            )
+    if uneven or (fps is not None and fps != rate):
+        target = rate / steps.max() if fps is None else fps
+        indices = _nearest(physical, target, where)
+        record.append(_resample_sentence(rate, target))
+        rate = target
+    if num_frames is not None:
+        if len(indices) < num_frames:
+            raise InputError(
+                f"only {len(indices)} frames at {rate:g} fps, {num_frames} are asked for", where=where, fix="Ask for fewer frames or a higher fps."
+            )
+        if len(indices) > num_frames:
+            record.append(f"kept the first {num_frames} of {len(indices)} frames")
+        indices = indices[:num_frames]
+    if len(indices) < MIN_FRAMES:
+        raise InputError(f"only {len(indices)} frame at {rate:g} fps, motion needs {MIN_FRAMES}", where=where, fix="Raise fps or num_frames.")
+    return FramePlan(tuple(int(index) for index in indices), float(rate), tuple(record))
+
+
+def _nearest(times: np.ndarray, fps: float, where: Path | None) -> np.ndarray:
+    """Index of the frame nearest to k / fps for k = 0, 1, ...: each at most once, or motion would seem to stop."""
+    count = int(math.floor(times[-1] * fps + 0.5)) + 1
+    wanted = np.arange(count) / fps
+    right = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
+    indices = np.where(wanted - times[right - 1] <= times[right] - wanted, right - 1, right)
+    if np.any(np.diff(indices) == 0):
+        raise InputError(
+            f"{fps:g} fps would repeat frames of this file", where=where, fix=f"Ask for at most {1 / np.diff(times).max():.3g} fps."
+        )
+    return indices
+
+
+def _resample_sentence(rate: float, target: float) -> str:
+    ratio = rate / target
+    spacing = "" if abs(ratio - round(ratio)) < 1e-3 else " (uneven spacing: not a whole multiple)"
+    return f"resampled from {rate:g} to {target:g} fps, nearest frame{spacing}"
+
+
+@dataclass(frozen=True)
+class _Resize:
+    """Scale to cover the wanted size, then cut at the centre; height and width are those that come out."""
+
+    scaled: tuple[int, int] | None
+    height: int
+    width: int
+    record: tuple[str, ...]
+
+    @staticmethod
+    def plan(height: int, width: int, size: int | tuple[int, int] | None) -> _Resize:
+        if size is None:
+            return _Resize(None, height, width, ())
+        if isinstance(size, int):
+            ratio = size / min(height, width)
+            out = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+        else:
+            out = size
+        if min(out) < 1:
+            raise InputError(f"size is {size}, it must be positive")
+        cover = max(out[0] / height, out[1] / width)
+        scaled = (max(out[0], round(height * cover)), max(out[1], round(width * cover)))
+        record = []
+        if scaled != (height, width):
+            record.append(f"scaled from {height}x{width} to {scaled[0]}x{scaled[1]} px (height x width), bilinear with antialiasing")
+        if scaled != out:
+            record.append(f"cut to the middle {out[0]}x{out[1]} px")
+        return _Resize(None if scaled == (height, width) else scaled, *out, tuple(record))
+
+    def __call__(self, pixels: UInt8[np.ndarray, "T h w 3"]) -> Float[Tensor, "T 3 H W"]:
+        # In numpy, because torch's thread pool costs milliseconds per call on a busy machine.
+        frames = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255))
+        if self.scaled is not None:
+            frames = torch.nn.functional.interpolate(frames, self.scaled, mode="bilinear", antialias=True).clamp_(0, 1)
+        top, left = (frames.shape[-2] - self.height) // 2, (frames.shape[-1] - self.width) // 2
+        return frames[..., top : top + self.height, left : left + self.width]
+
+
+class _Decoder(Protocol):
+    """An open file: what can be known before decoding, and a way to decode chosen frames."""
+
+    name: str
+    times: Sequence[float]
+    fps: float
+    height: int
+    width: int
+
+    def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "t h w 3"]]: ...
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[_Decoder]:
+    """decord where it can read the whole plan, else PyAV; both speak through C, so stderr is closed to them meanwhile."""
+    with _quiet():
+        decoder: _Decoder | None = _Decord.open(path)
+        if decoder is None:
+            try:
+                decoder = _PyAV(path)
+            except (av.error.FFmpegError, OSError) as error:
+                raise InputError(f"not a video that can be decoded ({error.strerror})", where=path, fix="Play it or encode it again.") from None
+    yield decoder
+
+
+class _Decord:
+    """Random access; frames equal PyAV's to the bit."""
+
+    name = "decord"
+
+    def __init__(self, path: Path, reader: Any) -> None:
+        self.path, self.reader = path, reader
+        self.times = reader.get_frame_timestamp(range(len(reader)))[:, 0].tolist()
+        self.fps = _rate(self.times, float(reader.get_avg_fps()))
+        self.first = reader[0].asnumpy()  # kept: going back to frame 0 would decode it twice
+        self.height, self.width = self.first.shape[:2]
+
+    @staticmethod
+    def open(path: Path) -> _Decord | None:
+        """None where decord is not installed (some platforms) or can't read the file (gif) or its time stamps (some mkv)."""
+        try:
+            import decord
+        except (ImportError, OSError):
+            return None
+        try:
+            decoder = _Decord(path, decord.VideoReader(str(path), num_threads=1))
+        except (decord.DECORDError, RuntimeError, IndexError):
+            return None
+        return decoder if bool(np.all(np.diff(decoder.times) > 0)) else None
+
+    def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+        import decord
+
+        yield self.first[None]  # every plan starts at frame 0
+        for start in range(1, len(indices), CHUNK):
+            with _quiet():
+                try:
+                    chunk = self.reader.get_batch(list(indices[start : start + CHUNK])).asnumpy()
+                except (decord.DECORDError, RuntimeError) as error:
+                    raise _damaged(self.path, indices[start], " ".join(str(error).split())[:80]) from None
+            yield chunk
+
+
+class _PyAV:
+    """One pass over the packets for the time stamps, one over the frames; keeps only those asked for."""
+
+    name = "PyAV"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError("no video stream in this file", where=path)
+            stream = container.streams.video[0]
+            stamps = sorted(float(p.pts * p.time_base) for p in container.demux(stream) if p.size and p.pts is not None)
+            declared, rate = stream.frames, float(stream.average_rate or 0)
+        with av.open(str(path)) as container:
+            first = next(container.decode(video=0), None)
+        if first is None or not stamps:
+            raise InputError("not a single frame of this video can be decoded", where=path, fix="Encode it again.")
+        if declared > len(stamps):
+            raise _damaged(path, len(stamps), "the file is cut short")
+        self.times, self.fps = stamps, _rate(stamps, rate)
+        self.height, self.width = _rgb(first).shape[:2]
+
+    def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+        wanted, kept = set(indices), []
+        with av.open(str(self.path)) as container:
+            container.streams.video[0].thread_type = "AUTO"
+            number = -1
+            try:
+                for number, frame in enumerate(container.decode(video=0)):
+                    if number in wanted:
+                        kept.append(_rgb(frame))
+                    if len(kept) == CHUNK:
+                        yield np.stack(kept)
+                        kept = []
+                    if number == indices[-1]:
+                        break
+            except av.error.FFmpegError as error:
+                raise _damaged(self.path, number + 1, str(error.strerror)) from None
+        if number < indices[-1]:
+            raise _damaged(self.path, number + 1, "the file is cut short")
+        if kept:
+            yield np.stack(kept)
+
+
+def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB the right way up: telephones store a turn beside the pixels (decord undoes it by itself)."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+
+
+def _rate(times: Sequence[float], declared: float) -> float:
+    """The container's rate where it is that of the frames (it is exact), else what the time stamps say."""
+    span = times[-1] - times[0]
+    if span <= 0:
+        return declared if declared > 0 else 1.0
+    measured = (len(times) - 1) / span
+    return declared if abs(declared / measured - 1) < 0.01 else measured
+
+
+def _damaged(path: Path, frame: int, why: str) -> InputError:
+    return InputError(f"damaged at frame {frame} ({why})", where=path, fix="Encode it again or cut it before that frame.")
+
+
+def _check_file(path: Path) -> None:
+    try:
+        size = path.stat().st_size
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"can't open this file ({error.strerror})", where=path, fix="Check its path and its rights.") from None
+    if size == 0:
+        raise InputError("the file is empty (0 bytes)", where=path, fix="Write it again.")
+
+
+def _encode(path: str, pixels: UInt8[np.ndarray, "T H W 3"], fps: float, *, container: str, lossless: bool) -> None:
+    height, width = pixels.shape[1:3]
+    even = height % 2 == 0 and width % 2 == 0
+    codec, layout = ("libx264rgb", "rgb24") if lossless else ("libx264", "yuv420p" if even else "yuv444p")
+    options = {"preset": "veryfast", **({"qp": "0"} if lossless else {"crf": "12"})}
+    with av.open(path, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, layout
+        stream.thread_count = 1  # the same bytes on every machine
+        for picture in pixels:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode())
+
+
+_stderr_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Close file descriptor 2 to the C libraries, which print there whatever Python catches."""
+    with _stderr_lock:
+        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nothing)
