@@ -7,6 +7,7 @@ looking along +z, `focal` in pixels of the (sub)sampled image.
 from __future__ import annotations
 
 import math
+from typing import no_type_check
 
 import numpy as np
 from numba import njit
@@ -19,8 +20,9 @@ TRACE_STEPS = 48
 HIT = 1e-3
 
 
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
-def sdf(kind, x, y, z, hx, hy, hz):  # type: ignore[no-untyped-def]
+def sdf(kind, x, y, z, hx, hy, hz):
     """Signed distance to a shape with half extents (hx, hy, hz); formulas after Inigo Quilez, iquilezles.org/articles/distfunctions."""
     if kind == 0:
         return math.sqrt(x * x + y * y + z * z) - hx
@@ -41,15 +43,17 @@ def sdf(kind, x, y, z, hx, hy, hz):  # type: ignore[no-untyped-def]
     return outside + min(max(dx, dy, dz), 0.0) - r
 
 
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
-def hashed(i, j, seed):  # type: ignore[no-untyped-def]
+def hashed(i, j, seed):
     n = (i * 374761393 + j * 668265263 + seed * 2147483647) & 0x7FFFFFFF
     n = ((n ^ (n >> 13)) * 1274126177) & 0x7FFFFFFF
     return ((n ^ (n >> 16)) & 0xFFFF) / 65535.0
 
 
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
-def noise(x, y, seed):  # type: ignore[no-untyped-def]
+def noise(x, y, seed):
     """Smooth value noise in [0, 1], period about 1."""
     i, j = math.floor(x), math.floor(y)
     fx, fy = x - i, y - j
@@ -60,8 +64,9 @@ def noise(x, y, seed):  # type: ignore[no-untyped-def]
     return low * (1 - fy) + high * fy
 
 
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
-def background_mix(kind, x, y, frequency, seed):  # type: ignore[no-untyped-def]
+def background_mix(kind, x, y, frequency, seed):
     """Share of the second colour on wall, floor or ramp."""
     u, v = x * frequency, y * frequency
     clouds = 0.65 * noise(u, v, seed) + 0.35 * noise(2.3 * u, 2.3 * v, seed + 1)
@@ -76,8 +81,9 @@ def background_mix(kind, x, y, frequency, seed):  # type: ignore[no-untyped-def]
     return clouds
 
 
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
-def object_mix(kind, x, y, z, frequency, seed):  # type: ignore[no-untyped-def]
+def object_mix(kind, x, y, z, frequency, seed):
     """0 or 1, which of the object's colours; (x, y, z) in half sizes."""
     shift = hashed(seed, 7, 3) - 0.5
     tilt = 3.14159 * hashed(seed, 5, 1)
@@ -97,8 +103,9 @@ def object_mix(kind, x, y, z, frequency, seed):  # type: ignore[no-untyped-def]
     return 1.0 if (u * frequency + 0.5 * abs((v * 1.5) % 1.0 - 0.5) + shift) % 1.0 < 0.5 else 0.0
 
 
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
-def wedge_hit(ox, oy, oz, dx, dy, dz, wedge):  # type: ignore[no-untyped-def]
+def wedge_hit(ox, oy, oz, dx, dy, dz, wedge):
     """Entry distance and face (0 slope, 1 end, 2 front, 3 bottom, 4 back) of a ray into the ramp, or (inf, -1).
 
     The ramp is the convex body of five half spaces n.p <= d; `wedge` = (foot_x, uphill, incline, length, half_depth).
@@ -133,8 +140,9 @@ def wedge_hit(ox, oy, oz, dx, dy, dz, wedge):  # type: ignore[no-untyped-def]
     return near, face
 
 
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
-def trace_background(size, focal, height, distance, wall_z, wedge, has_wedge, light, kinds, frequencies, seeds, colours):  # type: ignore[no-untyped-def]
+def trace_background(size, focal, height, distance, wall_z, wedge, has_wedge, light, kinds, frequencies, seeds, colours):
     """Static part of the picture: hit point, lit colour split into ambient and direct light, and depth, for each sample.
 
     Args:
@@ -175,15 +183,17 @@ def trace_background(size, focal, height, distance, wall_z, wedge, has_wedge, li
     return points, albedo, direct, depth
 
 
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
-def local(x, y, z, ct, st, cy, sy):  # type: ignore[no-untyped-def]
+def local(x, y, z, ct, st, cy, sy):
     """World offset from the object's centre to its own axes: undo the tilt about z, then the yaw about y."""
     a, b = ct * x + st * y, ct * y - st * x
     return cy * a + sy * z, b, cy * z - sy * a
 
 
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
-def object_shadow(px, py, pz, cx, cy_, light, kind, half, bound, ct, st, cyaw, syaw):  # type: ignore[no-untyped-def]
+def object_shadow(px, py, pz, cx, cy_, light, kind, half, bound, ct, st, cyaw, syaw):
     """1 in full light, 0 in full shadow; penumbra by the closest pass of the shadow ray (k d / t)."""
     ox, oy, oz = px - cx, py - cy_, pz
     along = -(ox * light[0] + oy * light[1] + oz * light[2])
@@ -206,10 +216,11 @@ def object_shadow(px, py, pz, cx, cy_, light, kind, half, bound, ct, st, cyaw, s
     return lit * lit * (3 - 2 * lit)
 
 
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
 def trace_frames(
     centres, size, focal, height, distance, points, albedo, direct, depth, light, kind, half, tilt, yaw, texture, frequency, seed, colours
-):  # type: ignore[no-untyped-def]
+):
     """All samples of all frames.
 
     Returns:

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -84,11 +84,12 @@ def simulate(recipe: SimulateRecipe, out: Path, workers: int) -> dict[str, Any]:
     }
 
 
-def _map(recipe: SimulateRecipe, out: Path, indices: list[int], workers: int) -> Any:
+def _map(recipe: SimulateRecipe, out: Path, indices: list[int], workers: int) -> Iterator[tuple[str, ...]]:
     if workers <= 1 or len(indices) < 64:  # a process costs more to start than a few dozen clips
-        return (_make(recipe, out, index) for index in indices)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    return pool.map(_make, [recipe] * len(indices), [out] * len(indices), indices, chunksize=16)
+        yield from (_make(recipe, out, index) for index in indices)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_make, [recipe] * len(indices), [out] * len(indices), indices, chunksize=16)
 
 
 def _make(recipe: SimulateRecipe, out: Path, index: int) -> tuple[str, ...]:
