@@ -1,0 +1,167 @@
+"""What every video model offers: pixels to latents and back, a condition, and a predicted velocity.
+
+Letters: B clips, T frames, H height, W width (pixels); C channels, t, h, w latent frames, height, width; L text tokens.
+Pixels are RGB in [0, 1]; [-1, 1] exists only inside the model files. A VideoModel is a plain object and not a Module, so that
+no wrapper, cast or launcher reaches it unasked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from newtonrewards.core.errors import ShapeError
+from newtonrewards.core.run import stream
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+Latents: TypeAlias = Float[Tensor, "B C t h w"]
+PerSample: TypeAlias = Float[Tensor, "B"]  # noqa: F821
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """The one size of clip that a loaded model makes.
+
+    Attributes:
+        name: kind of model, as in `ModelConfig.name`.
+        num_frames: frames T of a clip, the given first one included.
+        height, width: pixels.
+        fps: frames per second of physical time.
+        playback_fps: frames per second at which a clip plays.
+        latent_shape: (C, t, h, w).
+    """
+
+    name: str
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    playback_fps: float
+    latent_shape: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What a batch of clips is made from, encoded once and used in every step.
+
+    Attributes:
+        first_frame: (B, 3, H, W) in [0, 1].
+        text: (B, L, D) encoded captions, zero past each caption's end.
+        empty_text: (1, L, D) or (B, L, D) the same for the empty (or negative) caption, for classifier-free guidance.
+        channels: (B, c, t, h, w) the first frame as the transformer sees it beside the latents.
+        image: (B, n, d) tokens of an image encoder, or None where the model has none.
+    """
+
+    first_frame: Float[Tensor, "B 3 H W"]
+    text: Float[Tensor, "B L D"]
+    empty_text: Float[Tensor, "_ L D"]
+    channels: Float[Tensor, "B c t h w"]
+    image: Float[Tensor, "B n d"] | None = None
+
+    def without_text(self) -> Condition:
+        """The same with the empty caption in place of each caption."""
+        return replace(self, text=self.empty_text.expand_as(self.text))
+
+
+class VideoModel(Protocol):
+    """Contract of a model; tests/models/test_contract.py is its exact form.
+
+    Attributes:
+        spec: size of its clips and latents.
+        transformer: the network that post-training trains.
+        trainable: every module that may train now, by name; `transformer` is always among them.
+        scheduler: flow-matching Euler scheduler, whose sigmas `sample` follows.
+    """
+
+    spec: VideoSpec
+    transformer: nn.Module
+    scheduler: FlowMatchEulerDiscreteScheduler
+
+    @property
+    def trainable(self) -> dict[str, nn.Module]: ...
+
+    def condition(self, captions: Sequence[str], first_frame: Float[Tensor, "B 3 H W"]) -> Condition:
+        """Encode captions and first frames."""
+        ...
+
+    def predict(self, latents: Latents, sigma: PerSample, condition: Condition) -> Latents:
+        """Predicted velocity = noise - clean at noise level sigma in (0, 1], latents = (1 - sigma) clean + sigma noise."""
+        ...
+
+    def loss_weight(self, clean: Latents, sigma: PerSample) -> Float[Tensor, "..."]:
+        """Weight of each squared velocity error, broadcastable to the latents; 1 is the plain flow-matching loss."""
+        ...
+
+    def encode(self, frames: Float[Tensor, "B T 3 H W"]) -> Latents:
+        """Clean latents of clips in [0, 1]."""
+        ...
+
+    def decode(self, latents: Latents, condition: Condition) -> Float[Tensor, "B T 3 H W"]:
+        """Frames in [0, 1], differentiable with bounded memory."""
+        ...
+
+    def to(self, device: torch.device | str) -> VideoModel:
+        """Move every part; returns the same object."""
+        ...
+
+
+def draw_noise(spec: VideoSpec, seed: int, step: int, indices: Sequence[int], purpose: str = "noise") -> Latents:
+    """Standard normal latents, each sample from its own stream.
+
+    Args:
+        spec: the model's, for the latent shape.
+        seed, step: see `core.run.stream`.
+        indices: global sample index of each clip; the same index gives the same noise in any batch.
+        purpose: word of the stream; use another one for another draw in the same step.
+    Returns:
+        (B, C, t, h, w) float32 on the CPU.
+    """
+    return torch.stack([torch.randn(spec.latent_shape, generator=stream(seed, step, index, purpose)) for index in indices])
+
+
+def draw_sigma(shift: float, seed: int, step: int, indices: Sequence[int], purpose: str = "sigma") -> PerSample:
+    """Training noise levels: logit-normal(0, 1), then shifted towards noise, sigma = shift u / (1 + (shift - 1) u).
+
+    Args:
+        shift: the scheduler's flow shift; 1 leaves the logit-normal as it is.
+        seed, step, indices, purpose: see `draw_noise`.
+    Returns:
+        (B,) float32 in (0, 1) on the CPU.
+    Source: Esser et al. 2024 (Stable Diffusion 3), §3.1 and equation 23.
+    """
+    normal = torch.cat([torch.randn(1, generator=stream(seed, step, index, purpose)) for index in indices])
+    uniform = torch.sigmoid(normal)
+    return shift * uniform / (1 + (shift - 1) * uniform)
+
+
+def check_condition_inputs(spec: VideoSpec, captions: Sequence[str], first_frame: Tensor) -> None:
+    """Reject first frames of another size, and a caption count that doesn't match.
+
+    Raises:
+        ShapeError: with the wanted shape.
+    """
+    want = (len(captions), 3, spec.height, spec.width)
+    if tuple(first_frame.shape) != want:
+        raise ShapeError(
+            f"first frames have shape {tuple(first_frame.shape)}, this {spec.name} model wants {want}", fix="Resize them first."
+        )
+
+
+def check_clip_shape(spec: VideoSpec, frames: Tensor) -> None:
+    """Reject clips of another size.
+
+    Raises:
+        ShapeError: with the wanted shape.
+    """
+    want = (spec.num_frames, 3, spec.height, spec.width)
+    if tuple(frames.shape[1:]) != want:
+        raise ShapeError(
+            f"clips have shape {tuple(frames.shape[1:])}, this {spec.name} model wants {want}", fix="Resample and resize them first."
+        )
