@@ -1,8 +1,8 @@
 """What every video model offers: pixels to latents and back, a condition, and a predicted velocity.
 
 Letters: B clips, T frames, H height, W width (pixels); C channels, t, h, w latent frames, height, width; L text tokens.
-Pixels are RGB in [0, 1]; [-1, 1] exists only inside the model files. A VideoModel is a plain object and not a Module, so that
-no wrapper, cast or launcher reaches it unasked.
+Pixels are RGB in [0, 1]; [-1, 1] exists only inside the model files. A VideoModel is a plain object and not a Module,
+so that no wrapper, cast or launcher reaches it unasked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
 Latents: TypeAlias = Float[Tensor, "B C t h w"]
-PerSample: TypeAlias = Float[Tensor, "B"]  # noqa: F821
+PerSample: TypeAlias = Float[Tensor, "B"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class VideoModel(Protocol):
         ...
 
     def predict(self, latents: Latents, sigma: PerSample, condition: Condition) -> Latents:
-        """Predicted velocity = noise - clean at noise level sigma in (0, 1], latents = (1 - sigma) clean + sigma noise."""
+        """Velocity = noise - clean, predicted at sigma in (0, 1] and latents = (1 - sigma) clean + sigma noise."""
         ...
 
     def loss_weight(self, clean: Latents, sigma: PerSample) -> Float[Tensor, "..."]:
@@ -123,7 +123,9 @@ def draw_noise(spec: VideoSpec, seed: int, step: int, indices: Sequence[int], pu
     Returns:
         (B, C, t, h, w) float32 on the CPU.
     """
-    return torch.stack([torch.randn(spec.latent_shape, generator=stream(seed, step, index, purpose)) for index in indices])
+    return torch.stack(
+        [torch.randn(spec.latent_shape, generator=stream(seed, step, index, purpose)) for index in indices]
+    )
 
 
 def draw_sigma(shift: float, seed: int, step: int, indices: Sequence[int], purpose: str = "sigma") -> PerSample:
@@ -150,7 +152,8 @@ def check_condition_inputs(spec: VideoSpec, captions: Sequence[str], first_frame
     want = (len(captions), 3, spec.height, spec.width)
     if tuple(first_frame.shape) != want:
         raise ShapeError(
-            f"first frames have shape {tuple(first_frame.shape)}, this {spec.name} model wants {want}", fix="Resize them first."
+            f"first frames have shape {tuple(first_frame.shape)}, this {spec.name} model wants {want}",
+            fix="Resize them first.",
         )
 
 
@@ -163,5 +166,6 @@ def check_clip_shape(spec: VideoSpec, frames: Tensor) -> None:
     want = (spec.num_frames, 3, spec.height, spec.width)
     if tuple(frames.shape[1:]) != want:
         raise ShapeError(
-            f"clips have shape {tuple(frames.shape[1:])}, this {spec.name} model wants {want}", fix="Resample and resize them first."
+            f"clips have shape {tuple(frames.shape[1:])}, this {spec.name} model wants {want}",
+            fix="Resample and resize them first.",
         )

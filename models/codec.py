@@ -1,9 +1,10 @@
 """The fixed linear autoencoder of the embedded model: PCA of lapped space-time patches of the difference to frame 0.
 
 Still backgrounds cost nothing and are exact, decoding is linear but for the final range, and fitting takes seconds.
-The patches are *lapped*: before cutting, an orthogonal filter mixes the pixels on both sides of each border, and its transpose
-undoes this after decoding, so that basis functions reach over borders at no extra token. PSNR in dB, whole frame / pixels under
-the object then or at the start, 100 clips after a fit on 300 (textured objects of 4.5 to 8 px radius, soft shadow):
+The patches are *lapped*: before cutting, an orthogonal filter mixes the pixels on both sides of each border, and its
+transpose undoes this after decoding, so that basis functions reach over borders at no extra token. PSNR in dB, whole
+frame / pixels under the object then or at the start, 100 clips after a fit on 300 (textured objects of 4.5 to 8 px
+radius, soft shadow):
 
 | components | plain       | lapped in y, x | lapped in t, y, x |
 |------------|-------------|----------------|-------------------|
@@ -50,7 +51,7 @@ class PatchCodec:
     """
 
     basis: Float[Tensor, "p k"]
-    gain: Float[Tensor, "k"]  # noqa: F821
+    gain: Float[Tensor, "k"]
     num_frames: int
     height: int
     width: int
@@ -116,7 +117,8 @@ class PatchCodec:
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
         """One safetensors file; the basis in `dtype`, the gains in float32."""
         shape = {"num_frames": self.num_frames, "height": self.height, "width": self.width, "patch": list(self.patch)}
-        save_weights({"basis": self.basis.to("cpu", dtype), "gain": self.gain.cpu()}, path, {"codec": json.dumps(shape)})
+        tensors = {"basis": self.basis.to("cpu", dtype), "gain": self.gain.cpu()}
+        save_weights(tensors, path, {"codec": json.dumps(shape)})
 
     @staticmethod
     def load(path: Path) -> PatchCodec:
@@ -130,7 +132,8 @@ class PatchCodec:
                 shape: dict[str, Any] = json.loads(file.metadata()["codec"])
                 basis, gain = file.get_tensor("basis").float(), file.get_tensor("gain")
         except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise CheckpointError(f"not a codec file ({error})", where=path, fix="Give a folder saved by EmbeddedModel.") from None
+            fix = "Give a folder saved by EmbeddedModel."
+            raise CheckpointError(f"not a codec file ({error})", where=path, fix=fix) from None
         return PatchCodec(basis, gain, shape["num_frames"], shape["height"], shape["width"], tuple(shape["patch"]))
 
 
@@ -158,7 +161,8 @@ def save_weights(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 def into_range(pixels: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Clamp to [0, 1] whose gradient vanishes only where descent would push a pixel further out.
 
-    A plain clamp gives no gradient to any pixel outside, so nothing ever calls it back; the identity lets it drift away.
+    A plain clamp gives no gradient to any pixel outside, so nothing ever calls it back; the identity lets it drift
+    away.
     """
     result: Tensor = _IntoRange.apply(pixels)
     return result
@@ -236,9 +240,10 @@ def _moving_rows(
         sizes.add(size)
         rows = _rows(_differences(clip[None]), size, patch)
         moving.append(rows[_active(rows.square().mean(1))])
-    if len(sizes) != 1 or not sum(len(rows) for rows in moving):
+    count = sum(len(rows) for rows in moving)
+    if len(sizes) != 1 or not count:
         raise InputError(
-            f"can't fit the codec on clips of sizes {sorted(sizes)} with {sum(len(rows) for rows in moving)} moving patches",
+            f"can't fit the codec on clips of sizes {sorted(sizes)} with {count} moving patches",
             fix="Give clips of one size in which something moves.",
         )
     return sizes.pop(), torch.cat(moving)
@@ -268,5 +273,8 @@ def _oriented(basis: Tensor) -> Tensor:
 
 def _check_patch(size: tuple[int, int, int], patch: tuple[int, int, int]) -> None:
     frames, height, width = size
-    if any(length % step for length, step in zip((frames - 1, height, width), patch, strict=True)) or any(p % 2 for p in patch):
-        raise InputError(f"patches of {patch} don't divide {frames - 1} x {height} x {width} (frames after the first, height, width)")
+    lengths = (frames - 1, height, width)
+    if any(length % side or side % 2 for length, side in zip(lengths, patch, strict=True)):
+        raise InputError(
+            f"patches of {patch} don't divide {frames - 1} x {height} x {width} (later frames, height, width)"
+        )

@@ -10,8 +10,8 @@ def flow_matching_loss(
 ) -> PerSample:
     """Weighted mean square of predicted minus true velocity, at latents = (1 - sigma) clean + sigma noise.
 
-    The weights are the model's own (`loss_weight`): a model that predicts clean latents learns from the same formula, since its
-    velocity error is its clean error over sigma.
+    The weights are the model's own (`loss_weight`): a model that predicts clean latents learns from the same formula,
+    since its velocity error is its clean error over sigma.
 
     Args:
         model: any VideoModel.

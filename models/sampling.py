@@ -28,8 +28,9 @@ def sample(
 ) -> Latents:
     """Integrate the model's velocity from noise to clean latents.
 
-    The first `num_inference_steps - grad_steps` steps run without gradient, and each of the others is checkpointed, so memory
-    holds one step's activations whatever their number. No `requires_grad` is touched: gradients reach what the caller lets train.
+    The first `num_inference_steps - grad_steps` steps run without gradient, and each of the others is checkpointed, so
+    memory holds one step's activations whatever their number. No `requires_grad` is touched: gradients reach what the
+    caller lets train.
 
     Args:
         model: any VideoModel.
