@@ -1,7 +1,8 @@
 """Metrics: a measured Track against a true one, one number per clip.
 
 Letters: T truth frames, N predicted frames, F compared frames, H height, W width.
-`pisa` repeats the published benchmark to 1e-6, oddities included; `strict` repairs them; RMSE_v and RMSE_a judge motion.
+`pisa` repeats the published benchmark to 1e-6, oddities included; `strict` repairs them; RMSE_v and RMSE_a judge
+motion.
 A value that can't be measured is NaN, never a guess.
 """
 
@@ -24,7 +25,7 @@ from newtonrewards.eval.tracks import Track, fit_constant_acceleration, inside
 METRICS_VERSION = 1
 
 Masks = Bool[np.ndarray, "F H W"]
-Values = Float[np.ndarray, "F"]  # noqa: F821
+Values = Float[np.ndarray, " F"]
 Rate = float | int
 
 
@@ -95,7 +96,7 @@ def strict_frames(truth: Any, predicted: Any, truth_fps: Rate, predicted_fps: Ra
     }
 
 
-def matched_frames(num_truth: int, num_predicted: int, truth_fps: Rate, predicted_fps: Rate) -> Int[np.ndarray, "F"]:  # noqa: F821
+def matched_frames(num_truth: int, num_predicted: int, truth_fps: Rate, predicted_fps: Rate) -> Int[np.ndarray, " F"]:
     """Truth frame of each predicted frame, int(i (truth_fps / predicted_fps)); those past the truth's end are dropped.
 
     The ratio comes first: i * truth_fps / predicted_fps rounds differently, for example at 29.97 fps.
@@ -110,7 +111,10 @@ def matched_frames(num_truth: int, num_predicted: int, truth_fps: Rate, predicte
 def _masks(masks: Any, name: str) -> Bool[np.ndarray, "_ _ _"]:
     array = np.asarray(masks)
     if array.ndim != 3 or array.dtype != np.bool_ or 0 in array.shape:
-        raise ShapeError(f"{name} masks are {array.dtype} of shape {array.shape}, want bool (T, H, W)", fix="Threshold soft masks at .5.")
+        raise ShapeError(
+            f"{name} masks are {array.dtype} of shape {array.shape}, want bool (T, H, W)",
+            fix="Threshold soft masks at .5.",
+        )
     return array
 
 
@@ -118,7 +122,9 @@ def _paired(
     truth: Bool[np.ndarray, "_ _ _"], predicted: Bool[np.ndarray, "_ _ _"], truth_fps: Rate, predicted_fps: Rate
 ) -> tuple[Masks, Masks]:
     if truth.shape[1:] != predicted.shape[1:]:
-        raise ShapeError(f"masks differ in size, {truth.shape[1:]} and {predicted.shape[1:]}", fix="Resize one of them.")
+        raise ShapeError(
+            f"masks differ in size, {truth.shape[1:]} and {predicted.shape[1:]}", fix="Resize one of them."
+        )
     index = matched_frames(len(truth), len(predicted), truth_fps, predicted_fps)
     return truth[index], predicted[: len(index)]
 
@@ -135,8 +141,8 @@ def _chamfer(a: Bool[np.ndarray, "H W"], b: Bool[np.ndarray, "H W"]) -> float:
     points_a, points_b = np.argwhere(a), np.argwhere(b)
     if not len(points_a) or not len(points_b):
         return float("nan")
-    to_a = cKDTree(points_a).query(points_b)[0].mean()
-    to_b = cKDTree(points_b).query(points_a)[0].mean()
+    to_a = np.mean(cKDTree(points_a).query(points_b)[0])
+    to_b = np.mean(cKDTree(points_b).query(points_a)[0])
     return float(to_a + to_b)
 
 
@@ -175,7 +181,7 @@ def _motion_errors(truth: Track, predicted: Track, derivative: Callable[..., np.
     return np.where(usable, error, np.nan)
 
 
-def window(truth: Track, predicted: Track) -> Bool[np.ndarray, "N"]:  # noqa: F821
+def window(truth: Track, predicted: Track) -> Bool[np.ndarray, " N"]:
     """Predicted frames (N,) whose time lies inside the truth's valid window."""
     usable = truth.valid & truth.present
     place = predicted.seconds * truth.fps
@@ -227,9 +233,13 @@ def _rms(errors: Values) -> float:
 
 
 def fit_a_error(truth: Track, predicted: Track) -> float:
-    """Distance between the fitted constant acceleration and the true one, H/s^2: the law, without frame-to-frame noise."""
+    """Distance between the fitted and the true constant acceleration, H/s^2: the law, without frame-to-frame noise."""
     ours, theirs = _fits(truth, predicted)
-    return float("nan") if ours is None or theirs is None else float(np.linalg.norm(ours.acceleration - theirs.acceleration))
+    return (
+        float("nan")
+        if ours is None or theirs is None
+        else float(np.linalg.norm(ours.acceleration - theirs.acceleration))
+    )
 
 
 def fit_residual(truth: Track, predicted: Track) -> float:
@@ -303,20 +313,66 @@ def _strict(name: str) -> Callable[[Track, Track], float]:
 
 PISA = "PISA (vision-x-nyu/pisa-experiments)"
 METRICS: dict[str, Metric] = {
-    "rmse_v": Metric(rmse_v, "velocity error", "H/s", "lower", "NewtonRewards; estimator ours", "How wrong the object's velocity is from frame to frame."),
+    "rmse_v": Metric(
+        rmse_v,
+        "velocity error",
+        "H/s",
+        "lower",
+        "NewtonRewards; estimator ours",
+        "How wrong the object's velocity is from frame to frame.",
+    ),
     "rmse_a": Metric(
-        rmse_a, "acceleration error", "H/s²", "lower", "NewtonRewards; estimator ours", "How wrong its acceleration is from frame to frame."
+        rmse_a,
+        "acceleration error",
+        "H/s²",
+        "lower",
+        "NewtonRewards; estimator ours",
+        "How wrong its acceleration is from frame to frame.",
     ),
     "l2": Metric(_pisa("l2"), "L2", "√2 H", "lower", PISA, "How far from the right place the object is."),
     "chamfer": Metric(_pisa("chamfer"), "Chamfer", "√2 H", "lower", PISA, "How far the silhouettes are apart."),
     "iou": Metric(_pisa("iou"), "IoU", "", "higher", PISA, "How much the silhouettes overlap."),
-    "l2_strict": Metric(_strict("l2_strict"), "L2, strict", "√2 H", "lower", "ours", "L2, Euclidean; a vanished object counts 1."),
-    "chamfer_strict": Metric(_strict("chamfer_strict"), "Chamfer, strict", "√2 H", "lower", "ours", "Chamfer; a vanished object counts 1."),
-    "iou_strict": Metric(_strict("iou_strict"), "IoU, strict", "", "higher", "ours", "IoU; frames where neither has an object don't count."),
-    "rmse_v_strict": Metric(rmse_v_strict, "velocity error, strict", "H/s", "lower", "ours", "A vanished object counts as standing still."),
-    "rmse_a_strict": Metric(rmse_a_strict, "acceleration error, strict", "H/s²", "lower", "ours", "A vanished object counts as standing still."),
-    "fit_a_error": Metric(fit_a_error, "fitted acceleration error", "H/s²", "lower", "ours", "How wrong the acceleration over the whole path is."),
-    "fit_residual": Metric(fit_residual, "unsteadiness", "H", "lower", "ours", "How far the path strays from its own constant acceleration."),
+    "l2_strict": Metric(
+        _strict("l2_strict"), "L2, strict", "√2 H", "lower", "ours", "L2, Euclidean; a vanished object counts 1."
+    ),
+    "chamfer_strict": Metric(
+        _strict("chamfer_strict"), "Chamfer, strict", "√2 H", "lower", "ours", "Chamfer; a vanished object counts 1."
+    ),
+    "iou_strict": Metric(
+        _strict("iou_strict"),
+        "IoU, strict",
+        "",
+        "higher",
+        "ours",
+        "IoU; frames where neither has an object don't count.",
+    ),
+    "rmse_v_strict": Metric(
+        rmse_v_strict, "velocity error, strict", "H/s", "lower", "ours", "A vanished object counts as standing still."
+    ),
+    "rmse_a_strict": Metric(
+        rmse_a_strict,
+        "acceleration error, strict",
+        "H/s²",
+        "lower",
+        "ours",
+        "A vanished object counts as standing still.",
+    ),
+    "fit_a_error": Metric(
+        fit_a_error,
+        "fitted acceleration error",
+        "H/s²",
+        "lower",
+        "ours",
+        "How wrong the acceleration over the whole path is.",
+    ),
+    "fit_residual": Metric(
+        fit_residual,
+        "unsteadiness",
+        "H",
+        "lower",
+        "ours",
+        "How far the path strays from its own constant acceleration.",
+    ),
     "g_eff": Metric(g_eff, "effective g", "", "one", "ours", "Fitted acceleration over the true one."),
     "area_ratio": Metric(area_ratio, "area ratio", "", "one", "ours", "Size of the object against the truth."),
     "presence": Metric(presence, "presence", "", "higher", "ours", "Share of frames in which the object is there."),
@@ -325,5 +381,8 @@ METRICS: dict[str, Metric] = {
 
 def measure(truth: Track, predicted: Track) -> dict[str, float]:
     """Every metric of one clip by name."""
-    values = {**pisa(truth.hard, predicted.hard, truth.fps, predicted.fps), **strict(truth.hard, predicted.hard, truth.fps, predicted.fps)}
+    values = {
+        **pisa(truth.hard, predicted.hard, truth.fps, predicted.fps),
+        **strict(truth.hard, predicted.hard, truth.fps, predicted.fps),
+    }
     return {name: values[name] if name in values else metric.fn(truth, predicted) for name, metric in METRICS.items()}

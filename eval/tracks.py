@@ -35,20 +35,20 @@ class Track:
 
     position: Float[np.ndarray, "T 2"]
     hard: Bool[np.ndarray, "T H W"]
-    area: Float[np.ndarray, "T"]  # noqa: F821
-    valid: Bool[np.ndarray, "T"]  # noqa: F821
+    area: Float[np.ndarray, " T"]
+    valid: Bool[np.ndarray, " T"]
     fps: float
 
     def __len__(self) -> int:
         return len(self.position)
 
     @property
-    def present(self) -> Bool[np.ndarray, "T"]:  # noqa: F821
+    def present(self) -> Bool[np.ndarray, " T"]:
         """Frames in which there is an object."""
         return np.isfinite(self.position).all(axis=1)
 
     @property
-    def seconds(self) -> Float[np.ndarray, "T"]:  # noqa: F821
+    def seconds(self) -> Float[np.ndarray, " T"]:
         """Physical time of each frame, from 0."""
         return np.arange(len(self)) / self.fps
 
@@ -76,7 +76,7 @@ def acceleration(position: Float[np.ndarray, "T 2"], fps: float) -> Float[np.nda
     return result
 
 
-def inside(usable: Bool[np.ndarray, "T"]) -> Bool[np.ndarray, "T"]:  # noqa: F821
+def inside(usable: Bool[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
     """Frames that are usable together with both neighbours, so that a central difference crosses no event."""
     result = np.zeros_like(usable)
     if len(usable) > 2:
@@ -94,19 +94,19 @@ class Fit:
         frames: how many frames were fitted.
     """
 
-    start: Float[np.ndarray, "2"]
-    velocity: Float[np.ndarray, "2"]
-    acceleration: Float[np.ndarray, "2"]
+    start: Float[np.ndarray, " 2"]
+    velocity: Float[np.ndarray, " 2"]
+    acceleration: Float[np.ndarray, " 2"]
     residual: float
     frames: int
 
-    def at(self, seconds: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N 2"]:  # noqa: F821
+    def at(self, seconds: Float[np.ndarray, " N"]) -> Float[np.ndarray, "N 2"]:
         """Position on the path, in H."""
         t = seconds[:, None]
         return self.start + self.velocity * t + 0.5 * self.acceleration * t**2
 
 
-def fit_constant_acceleration(track: Track, usable: Bool[np.ndarray, "T"] | None = None) -> Fit | None:  # noqa: F821
+def fit_constant_acceleration(track: Track, usable: Bool[np.ndarray, " T"] | None = None) -> Fit | None:
     """Fit one law to the valid frames where the object is present; None with fewer than four of them.
 
     Args:
@@ -125,7 +125,7 @@ def fit_constant_acceleration(track: Track, usable: Bool[np.ndarray, "T"] | None
     return Fit(solution[0], solution[1], solution[2], residual, int(rows.sum()))
 
 
-def centroid(soft: Float[np.ndarray, "T H W"]) -> tuple[Float[np.ndarray, "T 2"], Float[np.ndarray, "T"]]:  # noqa: F821
+def centroid(soft: Float[np.ndarray, "T H W"]) -> tuple[Float[np.ndarray, "T 2"], Float[np.ndarray, " T"]]:
     """Centre (T, 2) and area (T,) of soft masks, in H and H^2; the middle of the top left pixel is (.5, .5) / H.
 
     Where hardly anything is left (see PRESENT_SHARE, PRESENT_PIXELS) the centre is NaN and the area 0.
@@ -141,7 +141,9 @@ def centroid(soft: Float[np.ndarray, "T H W"]) -> tuple[Float[np.ndarray, "T 2"]
     return position, np.where(gone, 0.0, area) / height**2
 
 
-def track_from_masks(soft: Float[np.ndarray, "T H W"], fps: float, valid: Bool[np.ndarray, "T"] | None = None) -> Track:  # noqa: F821
+def track_from_masks(
+    soft: Float[np.ndarray, "T H W"], fps: float, valid: Bool[np.ndarray, " T"] | None = None
+) -> Track:
     """Track of given soft masks in [0, 1]: soft for the centre, above .5 for overlap."""
     position, area = centroid(soft)
     hard = (soft > 0.5) & np.isfinite(position[:, :1, None])

@@ -10,14 +10,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from newtonrewards.core.errors import ShapeError
-from newtonrewards.eval.metrics import METRICS, matched_frames, measure, pisa, pisa_frames, rmse_a, rmse_v, rmse_v_strict, strict
+from newtonrewards.eval.metrics import (
+    METRICS,
+    matched_frames,
+    measure,
+    pisa,
+    pisa_frames,
+    rmse_a,
+    rmse_v,
+    rmse_v_strict,
+    strict,
+)
 from newtonrewards.eval.tracks import Track, fit_constant_acceleration
 
 FPS = 20.0
 
 
-def reference_pisa(truth: np.ndarray, predicted: np.ndarray, truth_fps: float, predicted_fps: float) -> dict[str, float]:
+def reference_pisa(
+    truth: np.ndarray, predicted: np.ndarray, truth_fps: float, predicted_fps: float
+) -> dict[str, float]:
     """From the definition, pixel by pixel, with Python numbers."""
     height = truth.shape[1]
     coordinate_errors: list[float] = []
@@ -54,8 +67,8 @@ def random_masks(seed: int, frames: int, height: int, width: int) -> np.ndarray:
 
 def same(got: dict[str, float], want: dict[str, float]) -> None:
     assert got.keys() == want.keys()
-    for name in want:
-        assert got[name] == pytest.approx(want[name], abs=1e-6, nan_ok=True), name
+    for name, value in want.items():
+        assert got[name] == pytest.approx(value, abs=1e-6, nan_ok=True), name
 
 
 def track(position: np.ndarray, fps: float = FPS, valid: np.ndarray | None = None, size: int = 64) -> Track:
@@ -65,7 +78,9 @@ def track(position: np.ndarray, fps: float = FPS, valid: np.ndarray | None = Non
         if np.isfinite(x):
             column, row = int(x * size), int(y * size)
             hard[t, max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3] = True
-    return Track(position, hard, hard.sum((1, 2)) / size**2, np.ones(len(position), bool) if valid is None else valid, fps)
+    return Track(
+        position, hard, hard.sum((1, 2)) / size**2, np.ones(len(position), bool) if valid is None else valid, fps
+    )
 
 
 def throw(acceleration: float = 1.0, frames: int = 17, fps: float = FPS) -> np.ndarray:
@@ -80,7 +95,9 @@ def throw(acceleration: float = 1.0, frames: int = 17, fps: float = FPS) -> np.n
     size=st.tuples(st.integers(4, 13), st.integers(4, 13)),
     rates=st.sampled_from([(16.0, 16.0), (29.97, 29.97), (30.0, 16.0), (16.0, 24.0), (24, 8), (29.97, 23.976)]),
 )
-def test_pisa_equals_the_definition(seed: int, frames: tuple[int, int], size: tuple[int, int], rates: tuple[Any, Any]) -> None:
+def test_pisa_equals_the_definition(
+    seed: int, frames: tuple[int, int], size: tuple[int, int], rates: tuple[Any, Any]
+) -> None:
     truth, predicted = random_masks(seed, frames[0], *size), random_masks(seed + 1, frames[1], *size)
     same(pisa(truth, predicted, *rates), reference_pisa(truth, predicted, *rates))
 
@@ -89,7 +106,9 @@ def test_pisa_by_hand() -> None:
     truth, predicted = np.zeros((1, 10, 20), bool), np.zeros((1, 10, 20), bool)
     truth[0, 5, 5] = predicted[0, 5, 8] = True
     got = pisa(truth, predicted, 16, 16)
-    assert got["l2"] == pytest.approx(3 / 2 / (math.sqrt(2) * 10))  # mean of |dx| = 3 and |dy| = 0; the height, not the width
+    assert got["l2"] == pytest.approx(
+        3 / 2 / (math.sqrt(2) * 10)
+    )  # mean of |dx| = 3 and |dy| = 0; the height, not the width
     assert got["chamfer"] == pytest.approx(6 / (math.sqrt(2) * 10))
     assert got["iou"] == 0
     assert pisa(truth, truth, 16, 16) == {"l2": 0, "chamfer": 0, "iou": 1}
@@ -111,7 +130,10 @@ def test_nan_rules() -> None:
     same(pisa(full, empty, 8, 8), {"l2": math.nan, "chamfer": math.nan, "iou": 0})
     same(pisa(empty, empty, 8, 8), {"l2": math.nan, "chamfer": math.nan, "iou": 1})
     same(strict(full, empty, 8, 8), {"l2_strict": 1, "chamfer_strict": 1, "iou_strict": 0, "missing": 1})
-    same(strict(empty, full, 8, 8), {"l2_strict": math.nan, "chamfer_strict": math.nan, "iou_strict": 0, "missing": math.nan})
+    same(
+        strict(empty, full, 8, 8),
+        {"l2_strict": math.nan, "chamfer_strict": math.nan, "iou_strict": 0, "missing": math.nan},
+    )
 
 
 def test_strict_l2_is_euclidean() -> None:
