@@ -89,7 +89,7 @@ class Clip:
     fps: float
     caption: str = ""
     masks: Float[Tensor, "T H W"] | None = None
-    valid: Bool[Tensor, "T"] | None = None  # noqa: F821
+    valid: Bool[Tensor, "T"] | None = None
     truth: Truth | None = None
     source: Source = field(default_factory=Source)
 
@@ -117,7 +117,7 @@ class ClipBatch:
     """
 
     frames: Float[Tensor, "B T 3 H W"]
-    fps: Float[Tensor, "B"]  # noqa: F821
+    fps: Float[Tensor, "B"]
     captions: tuple[str, ...]
     masks: Float[Tensor, "B T H W"] | None = None
     valid: Bool[Tensor, "B T"] | None = None
@@ -131,7 +131,9 @@ class ClipBatch:
         """Stack clips of equal size; a field stays None unless every clip has it."""
         shapes = {tuple(clip.frames.shape) for clip in clips}
         if len(shapes) != 1:
-            raise ShapeError(f"can't stack clips of different shapes {sorted(shapes)}", fix="Resize them to one size first.")
+            raise ShapeError(
+                f"can't stack clips of different shapes {sorted(shapes)}", fix="Resize them to one size first."
+            )
 
         def stacked(name: str) -> Tensor | None:
             values = [getattr(clip, name) for clip in clips]
@@ -150,7 +152,13 @@ class ClipBatch:
         def moved(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)
 
-        return replace(self, frames=self.frames.to(device), fps=self.fps.to(device), masks=moved(self.masks), valid=moved(self.valid))
+        return replace(
+            self,
+            frames=self.frames.to(device),
+            fps=self.fps.to(device),
+            masks=moved(self.masks),
+            valid=moved(self.valid),
+        )
 
     def part(self, start: int, stop: int, step: int = 1) -> ClipBatch:
         """Clips start, start + step, ... below stop."""
@@ -160,11 +168,16 @@ class ClipBatch:
             return None if value is None else value[chosen]
 
         return ClipBatch(
-            self.frames[chosen], self.fps[chosen], self.captions[chosen], cut(self.masks), cut(self.valid), self.index[chosen]
+            self.frames[chosen],
+            self.fps[chosen],
+            self.captions[chosen],
+            cut(self.masks),
+            cut(self.valid),
+            self.index[chosen],
         )
 
     def with_frames(self, frames: Float[Tensor, "B T 3 H W"]) -> ClipBatch:
-        """The same captions, rates and indices with other pixels; masks are dropped, since they belong to the old ones."""
+        """The same captions, rates and indices with other pixels; masks belong to the old ones and are dropped."""
         return replace(self, frames=frames, masks=None)
 
 
@@ -176,9 +189,14 @@ def check_frames(frames: Tensor, *, batched: bool) -> None:
     """
     want = 5 if batched else 4
     if frames.ndim != want or frames.shape[-3] != 3:
-        raise ShapeError(f"frames have shape {tuple(frames.shape)}, want {'(B, T, 3, H, W)' if batched else '(T, 3, H, W)'}")
+        raise ShapeError(
+            f"frames have shape {tuple(frames.shape)}, want {'(B, T, 3, H, W)' if batched else '(T, 3, H, W)'}"
+        )
     if not frames.is_floating_point():
         raise ShapeError(f"frames are {frames.dtype}, want floating point in [0, 1]", fix="Divide 8-bit frames by 255.")
     low, high = (extreme.item() for extreme in frames.detach().aminmax())
     if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
-        raise ShapeError(f"pixels lie in [{low:.3g}, {high:.3g}], want [0, 1]", fix="Map [-1, 1] with (x + 1) / 2, 8-bit with x / 255.")
+        raise ShapeError(
+            f"pixels lie in [{low:.3g}, {high:.3g}], want [0, 1]",
+            fix="Map [-1, 1] with (x + 1) / 2, 8-bit with x / 255.",
+        )

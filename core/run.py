@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import subprocess
 import sys
@@ -51,20 +52,29 @@ def output_folder(path: Path) -> Path:
             pass
     except OSError as error:
         raise InputError(
-            f"can't write to this folder ({error.strerror})", where=path, fix="Choose another one with --out or change its rights."
+            f"can't write to this folder ({error.strerror})",
+            where=path,
+            fix="Choose another one with --out or change its rights.",
         ) from None
     return path
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: to a temporary name beside it, flushed to disk, then renamed."""
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a whole file or nothing: to a temporary name beside it, then renamed.
+
+    Args:
+        path: its folder must exist.
+        content: text is written as UTF-8.
+        durable: wait until the disk has it, so that it survives a power cut and not only a killed process.
+    """
     data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
@@ -106,7 +116,7 @@ def jsonable(value: Any) -> Any:
         return [jsonable(item) for item in value]
     if isinstance(value, torch.Tensor):
         return jsonable(value.tolist())
-    if isinstance(value, float) and not (value - value == 0.0):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Path):
         return str(value)
@@ -135,7 +145,9 @@ def provenance(argv: list[str] | None = None) -> dict[str, Any]:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None  # an installed wheel has no repository: the version stands for the commit
     return done.stdout.strip()

@@ -1,22 +1,21 @@
 """Reading and writing video: decord first, then PyAV, and a record of everything that was done to the pixels.
 
-Nobody else imports either library. The frames of a file are planned before any is decoded, so that memory is bounded
-by the clip that comes out and not by the file that goes in.
+The frames are planned before any is decoded: memory is bounded by the clip that comes out, not by the file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import math
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import av
 import numpy as np
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from newtonrewards.core.clip import Clip, Source, check_frames
 from newtonrewards.core.errors import InputError
+from newtonrewards.core.run import write_atomic
 
 MIN_FRAMES = 2  # one picture has no motion
 CHUNK = 32  # frames decoded at a time
@@ -65,30 +65,27 @@ def read_clip(
         InputError: missing, empty or damaged file, no video in it, one frame only, fewer frames than `num_frames`, a
             slower rate than `fps`, or more than `max_bytes`; always names the file.
     """
-    path = Path(path)
-    _check_file(path)
+    path = _checked(path)
     with _open(path) as decoder:
-        plan = plan_frames(decoder.times, decoder.fps, fps=fps, num_frames=num_frames, capture_fps=capture_fps, where=path)
+        times, rate = decoder.times, decoder.fps
+        plan = plan_frames(times, rate, fps=fps, num_frames=num_frames, capture_fps=capture_fps, where=path)
         resize = _Resize.plan(decoder.height, decoder.width, size)
         need = len(plan.indices) * 3 * resize.height * resize.width * 4
         if need > max_bytes:
-            raise InputError(
-                f"{len(plan.indices)} frames of {resize.height}x{resize.width} px take {need / 2**30:.1f} GiB of memory, "
-                f"the limit is {max_bytes / 2**30:.1f}",
-                where=path,
-                fix="Read less of it: give num_frames, fps or size.",
+            much = (
+                f"{len(plan.indices)} frames of {resize.height}x{resize.width} px take {need / 2**30:.1f} GiB of memory"
             )
+            fix = "Read less of it: give num_frames, fps or size."
+            raise InputError(f"{much}, the limit is {max_bytes / 2**30:.1f}", where=path, fix=fix)
         chunks = [resize(frames) for frames in decoder.read(plan.indices)]
-    source = Source(
-        path=str(path),
-        sha256=sha256(path),
-        playback_fps=decoder.fps,
-        preprocessing=(f"decoded with {decoder.name}", *plan.record, *resize.record),
-    )
+    done = (f"decoded with {decoder.name}", *plan.record, *resize.record)
+    source = Source(path=str(path), sha256=sha256(path), playback_fps=decoder.fps, preprocessing=done)
     return Clip(frames=torch.cat(chunks), fps=plan.fps, caption=caption, source=source)
 
 
-def write_video(path: str | Path, frames: Float[Tensor, "T 3 H W"], playback_fps: float, *, lossless: bool = True) -> None:
+def write_video(
+    path: str | Path, frames: Float[Tensor, "T 3 H W"], playback_fps: float, *, lossless: bool = True
+) -> None:
     """Write a whole video file or nothing.
 
     Args:
@@ -104,24 +101,14 @@ def write_video(path: str | Path, frames: Float[Tensor, "T 3 H W"], playback_fps
     path = Path(path)
     check_frames(frames, batched=False)
     if path.suffix.lower() not in CONTAINERS:
-        raise InputError(f"can't write video into a '{path.suffix}' file", where=path, fix=f"Use {', '.join(CONTAINERS)}.")
-    pixels = to_8bit(frames)
+        raise InputError(f"can't write video into a '{path.suffix}' file", where=path, fix="Use .mp4, .mov or .mkv.")
+    content = _encode(to_8bit(frames), playback_fps, container=CONTAINERS[path.suffix.lower()], lossless=lossless)
     try:
-        # No fsync: a clip that a power cut leaves empty is an error on reading and is made again; thousands are written.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-        try:
-            _encode(temporary, pixels, playback_fps, container=CONTAINERS[path.suffix.lower()], lossless=lossless)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        # Not forced to disk: thousands are written, and what a power cut leaves empty is an error on reading.
+        write_atomic(path, content, durable=False)
     except OSError as error:
-        raise InputError(
-            f"can't write this video ({error.strerror})", where=path, fix="Check that the folder exists, is writable and has space."
-        ) from None
+        fix = "Check that the folder exists, is writable and has space."
+        raise InputError(f"can't write this video ({error.strerror})", where=path, fix=fix) from None
 
 
 def to_8bit(frames: Float[Tensor, "*B 3 H W"]) -> UInt8[np.ndarray, "*B H W 3"]:
@@ -132,11 +119,8 @@ def to_8bit(frames: Float[Tensor, "*B 3 H W"]) -> UInt8[np.ndarray, "*B H W 3"]:
 
 def sha256(path: str | Path) -> str:
     """Hash of a file, read in pieces."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -163,71 +147,63 @@ def plan_frames(
     capture_fps: float | None = None,
     where: Path | None = None,
 ) -> FramePlan:
-    """Choose frames by their time stamps, without having decoded any.
+    """Choose frames by their time stamps (s, rising), without having decoded any; the rest as in `read_clip`.
 
-    Args:
-        times: playback time of each frame in s, rising.
-        playback_fps, fps, num_frames, capture_fps: as in `read_clip`.
-        where: file, for the errors.
     Raises:
-        InputError: see `read_clip`.
+        InputError: see `read_clip`; `where` is the file.
     """
     for name, value in (("fps", fps), ("num_frames", num_frames), ("capture_fps", capture_fps)):
         if value is not None and not value > 0:
             raise InputError(f"{name} is {value}, it must be positive", where=where)
     if len(times) < MIN_FRAMES:
-        raise InputError(f"only {len(times)} frame, motion needs at least {MIN_FRAMES}", where=where, fix="Give a longer clip.")
+        raise InputError("only one frame, motion needs two", where=where, fix="Give a longer clip.")
     physical = np.asarray(times, dtype=np.float64) - times[0]
     rate, record = playback_fps, []
     if capture_fps is not None and capture_fps != playback_fps:
         physical, rate = physical * (playback_fps / capture_fps), capture_fps
         record.append(f"played at {playback_fps:g} fps, taken at {capture_fps:g} fps of physical time")
-    indices = np.arange(len(times))
-    steps = np.diff(physical) * rate
-    uneven = float(np.abs(steps - 1).max()) > UNEVEN
-    if uneven:
-        record.append(f"variable frame rate: intervals from {steps.min() / rate:.3g} to {steps.max() / rate:.3g} s")
-        if fps is None and steps.max() > LONGEST_GAP:
-            raise InputError(
-                f"frames are missing: the longest interval is {steps.max() / rate:.3g} s, the mean {1 / rate:.3g} s",
-                where=where,
-                fix="Give fps to choose a rate, or cut the file.",
-            )
-    if uneven or (fps is not None and fps != rate):
-        target = rate / steps.max() if fps is None else fps
-        indices = _nearest(physical, target, where)
-        record.append(_resample_sentence(rate, target))
-        rate = target
-    if num_frames is not None:
-        if len(indices) < num_frames:
-            raise InputError(
-                f"only {len(indices)} frames at {rate:g} fps, {num_frames} are asked for", where=where, fix="Ask for fewer frames or a higher fps."
-            )
-        if len(indices) > num_frames:
-            record.append(f"kept the first {num_frames} of {len(indices)} frames")
-        indices = indices[:num_frames]
-    if len(indices) < MIN_FRAMES:
-        raise InputError(f"only {len(indices)} frame at {rate:g} fps, motion needs {MIN_FRAMES}", where=where, fix="Raise fps or num_frames.")
+    indices, rate, resampled = _resample(physical, rate, fps, where)
+    record += resampled
+    wanted = MIN_FRAMES if num_frames is None else max(num_frames, MIN_FRAMES)
+    if len(indices) < wanted:
+        found = f"only {len(indices)} frames at {rate:g} fps, {wanted} are needed"
+        raise InputError(found, where=where, fix="Ask for fewer frames or a higher fps.")
+    if num_frames is not None and len(indices) > wanted:
+        record.append(f"kept the first {wanted} of {len(indices)} frames")
+        indices = indices[:wanted]
     return FramePlan(tuple(int(index) for index in indices), float(rate), tuple(record))
+
+
+def _resample(
+    times: np.ndarray, rate: float, fps: float | None, where: Path | None
+) -> tuple[np.ndarray, float, list[str]]:
+    """Frame numbers on an even grid, its rate, and what was done; all frames where the grid is even already."""
+    record = []
+    gaps = np.diff(times)
+    if np.abs(gaps * rate - 1).max() > UNEVEN:
+        record.append(f"variable frame rate: intervals from {gaps.min():.3g} to {gaps.max():.3g} s")
+        if fps is None and gaps.max() * rate > LONGEST_GAP:
+            missing = f"frames are missing: the longest interval is {gaps.max():.3g} s, the mean {gaps.mean():.3g} s"
+            raise InputError(missing, where=where, fix="Cut the file there or give fps.")
+        fps = 1 / float(gaps.max()) if fps is None else fps
+    elif fps is None or fps == rate:
+        return np.arange(len(times)), rate, record
+    ratio = rate / fps
+    spacing = "" if abs(ratio - round(ratio)) < 1e-3 else " (uneven spacing: not a whole multiple)"
+    record.append(f"resampled from {rate:g} to {fps:g} fps, nearest frame{spacing}")
+    return _nearest(times, fps, where), fps, record
 
 
 def _nearest(times: np.ndarray, fps: float, where: Path | None) -> np.ndarray:
     """Index of the frame nearest to k / fps for k = 0, 1, ...: each at most once, or motion would seem to stop."""
-    count = int(math.floor(times[-1] * fps + 0.5)) + 1
+    count = math.floor(times[-1] * fps + 0.5) + 1
     wanted = np.arange(count) / fps
     right = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
     indices = np.where(wanted - times[right - 1] <= times[right] - wanted, right - 1, right)
     if np.any(np.diff(indices) == 0):
-        raise InputError(
-            f"{fps:g} fps would repeat frames of this file", where=where, fix=f"Ask for at most {1 / np.diff(times).max():.3g} fps."
-        )
+        fix = f"Ask for at most {1 / np.diff(times).max():.3g} fps."
+        raise InputError(f"{fps:g} fps would repeat frames of this file", where=where, fix=fix)
     return indices
-
-
-def _resample_sentence(rate: float, target: float) -> str:
-    ratio = rate / target
-    spacing = "" if abs(ratio - round(ratio)) < 1e-3 else " (uneven spacing: not a whole multiple)"
-    return f"resampled from {rate:g} to {target:g} fps, nearest frame{spacing}"
 
 
 @dataclass(frozen=True)
@@ -243,53 +219,38 @@ class _Resize:
     def plan(height: int, width: int, size: int | tuple[int, int] | None) -> _Resize:
         if size is None:
             return _Resize(None, height, width, ())
-        if isinstance(size, int):
-            ratio = size / min(height, width)
-            out = (max(1, round(height * ratio)), max(1, round(width * ratio)))
-        else:
-            out = size
+        ratio = size / min(height, width) if isinstance(size, int) else 0.0
+        out = (round(height * ratio), round(width * ratio)) if isinstance(size, int) else size
         if min(out) < 1:
             raise InputError(f"size is {size}, it must be positive")
         cover = max(out[0] / height, out[1] / width)
         scaled = (max(out[0], round(height * cover)), max(out[1], round(width * cover)))
         record = []
         if scaled != (height, width):
-            record.append(f"scaled from {height}x{width} to {scaled[0]}x{scaled[1]} px (height x width), bilinear with antialiasing")
+            record.append(f"scaled from {height}x{width} to {scaled[0]}x{scaled[1]} px, bilinear with antialiasing")
         if scaled != out:
             record.append(f"cut to the middle {out[0]}x{out[1]} px")
         return _Resize(None if scaled == (height, width) else scaled, *out, tuple(record))
 
     def __call__(self, pixels: UInt8[np.ndarray, "T h w 3"]) -> Float[Tensor, "T 3 H W"]:
-        # In numpy, because torch's thread pool costs milliseconds per call on a busy machine.
-        frames = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255))
+        # In numpy: torch's thread pool costs milliseconds per call on a busy machine.
+        planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        frames = torch.from_numpy(planes.astype(np.float32) / np.float32(255))
         if self.scaled is not None:
             frames = torch.nn.functional.interpolate(frames, self.scaled, mode="bilinear", antialias=True).clamp_(0, 1)
         top, left = (frames.shape[-2] - self.height) // 2, (frames.shape[-1] - self.width) // 2
         return frames[..., top : top + self.height, left : left + self.width]
 
 
-class _Decoder(Protocol):
-    """An open file: what can be known before decoding, and a way to decode chosen frames."""
-
-    name: str
-    times: Sequence[float]
-    fps: float
-    height: int
-    width: int
-
-    def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "t h w 3"]]: ...
-
-
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[_Decoder]:
-    """decord where it can read the whole plan, else PyAV; both speak through C, so stderr is closed to them meanwhile."""
+def _open(path: Path) -> Iterator[_Decord | _PyAV]:
+    """decord where it can read the file, else PyAV."""
     with _quiet():
-        decoder: _Decoder | None = _Decord.open(path)
-        if decoder is None:
-            try:
-                decoder = _PyAV(path)
-            except (av.error.FFmpegError, OSError) as error:
-                raise InputError(f"not a video that can be decoded ({error.strerror})", where=path, fix="Play it or encode it again.") from None
+        try:
+            decoder = _Decord.open(path) or _PyAV(path)
+        except (av.error.FFmpegError, OSError) as error:
+            what = f"not a video that can be decoded ({error.strerror})"
+            raise InputError(what, where=path, fix="Play it or encode it again.") from None
     yield decoder
 
 
@@ -307,7 +268,7 @@ class _Decord:
 
     @staticmethod
     def open(path: Path) -> _Decord | None:
-        """None where decord is not installed (some platforms) or can't read the file (gif) or its time stamps (some mkv)."""
+        """None where decord isn't installed (some platforms) or can't read the file (gif) or its times (some mkv)."""
         try:
             import decord
         except (ImportError, OSError):
@@ -382,40 +343,44 @@ def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
 
 def _rate(times: Sequence[float], declared: float) -> float:
     """The container's rate where it is that of the frames (it is exact), else what the time stamps say."""
-    span = times[-1] - times[0]
-    if span <= 0:
-        return declared if declared > 0 else 1.0
-    measured = (len(times) - 1) / span
+    if len(times) < MIN_FRAMES or times[-1] <= times[0]:
+        return declared or 1.0
+    measured = (len(times) - 1) / (times[-1] - times[0])
     return declared if abs(declared / measured - 1) < 0.01 else measured
 
 
 def _damaged(path: Path, frame: int, why: str) -> InputError:
-    return InputError(f"damaged at frame {frame} ({why})", where=path, fix="Encode it again or cut it before that frame.")
+    return InputError(f"damaged at frame {frame} ({why})", where=path, fix="Encode it again or cut it there.")
 
 
-def _check_file(path: Path) -> None:
+def _checked(path: str | Path) -> Path:
+    path = Path(path)
     try:
-        size = path.stat().st_size
-        with path.open("rb"):
-            pass
+        with path.open("rb") as file:
+            empty = not file.read(1)
     except OSError as error:
-        raise InputError(f"can't open this file ({error.strerror})", where=path, fix="Check its path and its rights.") from None
-    if size == 0:
+        what = f"can't open this file ({error.strerror})"
+        raise InputError(what, where=path, fix="Check its path and its rights.") from None
+    if empty:
         raise InputError("the file is empty (0 bytes)", where=path, fix="Write it again.")
+    return path
 
 
-def _encode(path: str, pixels: UInt8[np.ndarray, "T H W 3"], fps: float, *, container: str, lossless: bool) -> None:
+def _encode(pixels: UInt8[np.ndarray, "T H W 3"], fps: float, *, container: str, lossless: bool) -> bytes:
     height, width = pixels.shape[1:3]
-    even = height % 2 == 0 and width % 2 == 0
-    codec, layout = ("libx264rgb", "rgb24") if lossless else ("libx264", "yuv420p" if even else "yuv444p")
-    options = {"preset": "veryfast", **({"qp": "0"} if lossless else {"crf": "12"})}
-    with av.open(path, "w", format=container) as output:
+    chroma = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+    codec, layout = ("libx264rgb", "rgb24") if lossless else ("libx264", chroma)
+    options = {"preset": "veryfast"} | ({"qp": "0"} if lossless else {"crf": "12"})
+    memory = io.BytesIO()
+    with av.open(memory, "w", format=container) as output:
         stream = output.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = height, width, layout
         stream.thread_count = 1  # the same bytes on every machine
         for picture in pixels:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         output.mux(stream.encode())
+    return memory.getvalue()
 
 
 _stderr_lock = threading.RLock()
@@ -431,5 +396,5 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nothing)
+            for handle in (kept, nothing):
+                os.close(handle)
