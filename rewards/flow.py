@@ -1,9 +1,10 @@
 """Optical flow: frames in [0, 1] to px/frame of their own size, through a frozen network, differentiable to the pixels.
 
-The networks are torchvision's RAFT class. `embedded` is one narrower than `raft_small`, with weights of our own that ship with the
-package; `raft_small` and `raft_large` take a weights file in torchvision's naming.
+The networks are torchvision's RAFT class. `embedded` is one narrower than `raft_small`, with weights of our own that
+ship with the package; `raft_small` and `raft_large` take a weights file in torchvision's naming.
 
-Letters: B clips, T frames, N = T - 1 pairs of consecutive frames, P pairs, H height, W width in px. Flow: x right, y down.
+Letters: B clips, T frames, N = T - 1 pairs of consecutive frames, P pairs, H height, W width in px. Flow: x right, y
+    down.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ class FlowConfig(Config):
     """Which flow network, and how it is run.
 
     Attributes:
-        network: `embedded` (165 thousand parameters, shipped), `raft_small` (1 M) or `raft_large` (5 M).
+        network: `embedded` (177 thousand parameters, shipped), `raft_small` (1 M) or `raft_large` (5 M).
         weights: safetensors or .pth file of that network; only `embedded` has a default.
         num_flow_updates: refinement steps; `embedded` was trained with 4, the published RAFTs are used with 12 to 32.
-        upsample: frames are enlarged by this for the network, which doesn't see objects under about 12 px radius otherwise.
+        upsample: frames are enlarged by this for the network, which doesn't see objects under about 12 px radius
+            otherwise.
         pairs_at_once: how many pairs of frames go through the network together.
-        checkpoint: recompute each such group in the backward pass instead of keeping it: memory of one group, a third more time.
+        checkpoint: recompute each such group in the backward pass instead of keeping it: memory of one group, a third
+            more time.
     """
 
     network: Literal["embedded", "raft_small", "raft_large"] = "embedded"
@@ -72,11 +75,12 @@ class FlowAndFeatures(NamedTuple):
 
 
 class RaftFlow:
-    """A frozen RAFT as a `FlowEstimator`. Not a Module, so that no wrapper, autocast or cast of the training can reach it.
+    """A frozen RAFT as a `FlowEstimator`. Not a Module, so that no wrapper, autocast or cast of the training can reach
+    it.
 
-    Each frame is encoded once for both of its pairs, and only the last estimate is up-sampled: the same numbers as torchvision's
-    own forward, twice as fast. RAFT detaches its coordinates in each update (torchvision does, as the original), so the gradient to
-    the pixels is a good direction but not the derivative of the output.
+    Each frame is encoded once for both of its pairs, and only the last estimate is up-sampled: the same numbers as
+    torchvision's own forward, twice as fast. RAFT detaches its coordinates in each update (torchvision does, as the
+    original), so the gradient to the pixels is a good direction but not the derivative of the output.
 
     Args:
         network: a torchvision RAFT; it is taken over: set to eval, float32, without parameter gradients.
@@ -136,7 +140,10 @@ class RaftFlow:
     def _flow(self, images: Tensor, features: Tensor, pad: list[int], shape: torch.Size) -> Tensor:
         batch, time, _, height, width = shape
         ins = (images[:, :-1].flatten(0, 1), features[:, :-1].flatten(0, 1), features[:, 1:].flatten(0, 1))
-        groups = [self._run(self._pairs, *group) for group in zip(*(part.split(self.config.pairs_at_once) for part in ins), strict=True)]
+        groups = [
+            self._run(self._pairs, *group)
+            for group in zip(*(part.split(self.config.pairs_at_once) for part in ins), strict=True)
+        ]
         flow = _cut(torch.cat(groups).unflatten(0, (batch, time - 1)), pad, 1)
         if self.config.upsample == 1:
             return flow
@@ -149,7 +156,7 @@ class RaftFlow:
         return function(*inputs)
 
     def _pairs(self, first: Tensor, features_1: Tensor, features_2: Tensor) -> Tensor:
-        """torchvision's `RAFT.forward` from the features on, with the up-sampling of all estimates but the last left out."""
+        """torchvision's `RAFT.forward` from the features on; of all estimates only the last is up-sampled."""
         net = self.network
         net.corr_block.build_pyramid(features_1, features_2)
         hidden_size = net.update_block.hidden_state_size
@@ -168,10 +175,14 @@ class RaftFlow:
 
 
 def embedded_network() -> RAFT:
-    """The narrow RAFT: 165 thousand parameters against 990 thousand of `raft_small`, six times cheaper (embedded.md §3)."""
+    """The narrow RAFT: 177 thousand parameters against 990 thousand of `raft_small`, about six times cheaper."""
     corr_block = parts.CorrBlock(num_levels=3, radius=3)
-    motion = parts.MotionEncoder(in_channels_corr=corr_block.out_channels, corr_layers=(48,), flow_layers=(32, 16), out_channels=48)
-    recurrent = parts.RecurrentBlock(input_size=motion.out_channels + 32, hidden_size=32, kernel_size=(3,), padding=(1,))
+    motion = parts.MotionEncoder(
+        in_channels_corr=corr_block.out_channels, corr_layers=(48,), flow_layers=(32, 16), out_channels=48
+    )
+    recurrent = parts.RecurrentBlock(
+        input_size=motion.out_channels + 32, hidden_size=32, kernel_size=(3,), padding=(1,)
+    )
     head = parts.FlowHead(in_channels=32, hidden_size=64)
     encoder = _encoder((16, 16, 24, 32, 48), nn.InstanceNorm2d)
     context = _encoder((16, 16, 24, 32, 64), None)
@@ -204,7 +215,8 @@ def load_flow(config: FlowConfig) -> RaftFlow:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Fill a network from a safetensors file, or from a .pth file read with `weights_only=True`; half precision is widened.
+    """Fill a network from a safetensors file, or from a .pth file read with `weights_only=True`; half precision is
+    widened.
 
     Raises:
         MissingExtra: no such file.
@@ -213,15 +225,21 @@ def load_weights(network: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise MissingExtra("no such weights file", where=path, fix="Give the path of a .safetensors or .pth file.")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
         wide = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    except Exception as error:  # safetensors, pickle and zip each raise their own kinds for a damaged file
+    except Exception as error:  # safetensors, pickle and zip each raise their own kinds
         raise CheckpointError(f"not a readable weights file ({type(error).__name__}: {error})", where=path) from error
     try:
         network.load_state_dict(wide, strict=True)
     except RuntimeError as error:
         line = str(error).split("\n")[-1].strip()
-        raise CheckpointError(f"weights of another network ({line})", where=path, fix="Name the network they belong to.") from error
+        raise CheckpointError(
+            f"weights of another network ({line})", where=path, fix="Name the network they belong to."
+        ) from error
 
 
 def _encoder(layers: tuple[int, ...], norm: type[nn.Module] | None) -> parts.FeatureEncoder:

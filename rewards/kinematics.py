@@ -1,10 +1,12 @@
-"""Kinematic arithmetic: from optical flow to velocity in physical units, and how far a motion is from constant acceleration.
+"""Kinematic arithmetic: from optical flow to velocity in physical units, and how far a motion is from constant
+acceleration.
 
 Pure tensors, no networks, any float type. The formulas stand here and nowhere else (physics.md §2, §3).
 
-Letters: B clips, T frames, N = T - 1 velocities (velocity n lies between the frames n and n + 1), H height and W width in px,
-u velocity field and v object velocity in frame heights per second (H/s), x right, y down; w support of the object.
-NaN means "could not be measured": it marks single velocities, and a clip for which nothing is left. It never enters a gradient.
+Letters: B clips, T frames, N = T - 1 velocities (velocity n lies between the frames n and n + 1), H height and W width
+    in px, u velocity field and v object velocity in frame heights per second (H/s), x right, y down; w support of the
+    object. NaN means "could not be measured": it marks single velocities, and a clip for which nothing is left. It
+    never enters a gradient.
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ class LineFit:
         count: (B,) how many velocities it was fitted to. All of the above are NaN where count < 3.
     """
 
-    residual: Float[Tensor, "B"]  # noqa: F821
+    residual: Float[Tensor, "B"]
     acceleration: Float[Tensor, "B 2"]
     start: Float[Tensor, "B 2"]
-    count: Float[Tensor, "B"]  # noqa: F821
+    count: Float[Tensor, "B"]
 
 
-def to_heights_per_second(flow: Float[Tensor, "B N 2 H W"], fps: Float[Tensor, "B"]) -> Float[Tensor, "B N 2 H W"]:  # noqa: F821
+def to_heights_per_second(flow: Float[Tensor, "B N 2 H W"], fps: Float[Tensor, "B"]) -> Float[Tensor, "B N 2 H W"]:
     """u = flow * fps / H: a velocity that doesn't change with resolution or frame rate.
 
     Args:
@@ -53,7 +55,9 @@ def to_heights_per_second(flow: Float[Tensor, "B N 2 H W"], fps: Float[Tensor, "
     return flow * (fps.to(flow.dtype) / flow.shape[-2])[:, None, None, None, None]
 
 
-def to_pixels_per_frame(velocity: Float[Tensor, "B *rest"], fps: Float[Tensor, "B"], height: int) -> Float[Tensor, "B *rest"]:
+def to_pixels_per_frame(
+    velocity: Float[Tensor, "B *rest"], fps: Float[Tensor, "B"], height: int
+) -> Float[Tensor, "B *rest"]:
     """The inverse of `to_heights_per_second` for any velocity, for people who debug: H/s to px/frame."""
     scale = height / fps.to(velocity.dtype)
     return velocity * scale.reshape(-1, *[1] * (velocity.ndim - 1))
@@ -81,7 +85,7 @@ def valid_velocities(valid: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T-1"]:
     return valid[:, :-1] & valid[:, 1:]
 
 
-def second_difference(velocity: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B"]:  # noqa: F821
+def second_difference(velocity: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B"]:
     """Mean square of v[n+2] - 2 v[n+1] + v[n]: zero if and only if acceleration is constant.
 
     Args:
@@ -91,7 +95,8 @@ def second_difference(velocity: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N
         (H/s)^2 per clip, mean over residuals and both axes, >= 0; NaN where no three consecutive velocities are valid.
     Raises:
         ShapeError: if `velocity` holds fewer than three time steps.
-    Source: physics.md §3, ours. White noise of std s gives 6 s^2. The first difference is the acceleration and is *not* penalised.
+    Source: physics.md §3, ours. White noise of std s gives 6 s^2. The first difference is the acceleration and is *not*
+        penalised.
     """
     _check_length(velocity)
     usable, velocity = _usable(velocity, valid)
@@ -100,8 +105,9 @@ def second_difference(velocity: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N
     return _mean_square(residual, counted)
 
 
-def fit(velocity: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"], fps: Float[Tensor, "B"]) -> LineFit:  # noqa: F821
-    """Least-squares line through v over the valid velocities; its residual also sees slow drift, its slope is the acceleration.
+def fit(velocity: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"], fps: Float[Tensor, "B"]) -> LineFit:
+    """Least-squares line through v over the valid velocities; its residual also sees slow drift, its slope is the
+    acceleration.
 
     Args:
         velocity: object velocity, H/s; NaN where unmeasured.
@@ -124,7 +130,9 @@ def fit(velocity: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"], fps: Float
     mean_velocity = (weight * velocity).sum(1) / size
     centred = weight * (time - mean_time[:, None])
     spread = centred.square().sum(1)
-    slope = (centred * (velocity - mean_velocity[:, None])).sum(1) / torch.where(enough, spread, torch.ones_like(spread))
+    slope = (centred * (velocity - mean_velocity[:, None])).sum(1) / torch.where(
+        enough, spread, torch.ones_like(spread)
+    )
     start = mean_velocity - slope * mean_time
     residual = _mean_square(velocity - start[:, None] - slope[:, None] * time, usable)
     nan = torch.full_like(slope, torch.nan)
@@ -136,8 +144,9 @@ def fit(velocity: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"], fps: Float
     )
 
 
-def acceleration_error(measured: Float[Tensor, "B 2"], expected: Float[Tensor, "B 2"]) -> Float[Tensor, "B"]:  # noqa: F821
-    """|a - a_expected|^2: wrong size and wrong direction of the acceleration, which no residual of constant acceleration can see.
+def acceleration_error(measured: Float[Tensor, "B 2"], expected: Float[Tensor, "B 2"]) -> Float[Tensor, "B"]:
+    """|a - a_expected|^2: wrong size and wrong direction of the acceleration, which no residual of constant
+    acceleration can see.
 
     Args:
         measured: fitted acceleration of the clip, H/s^2.
@@ -153,8 +162,26 @@ def acceleration_error(measured: Float[Tensor, "B 2"], expected: Float[Tensor, "
     return torch.where(known, square, torch.full_like(square, torch.nan))
 
 
+def velocity_error(
+    velocity: Float[Tensor, "B N 2"], expected: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"]
+) -> Float[Tensor, "B"]:
+    """Mean square of v - v_expected over valid velocities.
+
+    Args:
+        velocity: object velocity, H/s; NaN where unmeasured.
+        expected: that of the paired clip, H/s.
+        valid: which velocities count.
+    Returns:
+        (H/s)^2 per clip, mean over time and both axes, >= 0; NaN where no valid velocity is measured in both.
+    Source: ours; imitation of the paired clip, unlike the residuals.
+    """
+    usable, own = _usable(velocity, valid & expected.isfinite().all(-1))
+    other = torch.where(usable[..., None], expected, torch.zeros_like(expected))
+    return _mean_square(own - other, usable)
+
+
 def _usable(velocity: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Which velocities count, and the velocities with zeros in place of the others, *before* any arithmetic: 0 * NaN is NaN."""
+    """Which velocities count, and zeros in place of the others, *before* any arithmetic: 0 * NaN is NaN."""
     usable = valid & velocity.isfinite().all(-1)
     return usable, torch.where(usable[..., None], velocity, torch.zeros_like(velocity))
 

@@ -29,15 +29,17 @@ def cosine_distance(a: Float[Tensor, "*lead C"], b: Float[Tensor, "*lead C"]) ->
     return 1 - dot / (a.square().sum(-1) * b.square().sum(-1) + EPSILON**2).sqrt()
 
 
-def paired(features: Float[Tensor, "B T C h w"], reference: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B"]:  # noqa: F821
-    """Mean over frames and places of 1 - cos between the features of a clip and those of its paired clip at the same place.
+def paired(features: Float[Tensor, "B T C h w"], reference: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B"]:
+    """Mean over frames and places of 1 - cos between the features of a clip and those of its paired clip at the same
+    place.
 
     Args:
         features: feature maps of the clip.
         reference: feature maps of the reference clip, same frames, same size.
     Returns:
         in [0, 2] per clip, 0 for equal clips; never NaN.
-    Source: physics.md §4 (`paired`), ours. It sees a missing, faded or changed object, and one that is in the wrong place.
+    Source: physics.md §4 (`paired`), ours. It sees a missing, faded or changed object, and one that is in the wrong
+        place.
     """
     return cosine_distance(features.movedim(2, -1), reference.movedim(2, -1)).mean((1, 2, 3))
 
@@ -53,19 +55,23 @@ def pool(features: Float[Tensor, "B T C h w"], weights: Float[Tensor, "B T h w"]
     """
     total = weights.sum((-2, -1))
     present = total > MIN_AREA_SHARE * weights.shape[-1] * weights.shape[-2]
-    pooled = torch.einsum("bthw,btchw->btc", weights, features) / torch.where(present, total, torch.ones_like(total))[..., None]
+    pooled = (
+        torch.einsum("bthw,btchw->btc", weights, features)
+        / torch.where(present, total, torch.ones_like(total))[..., None]
+    )
     return torch.where(present[..., None], pooled, torch.full_like(pooled, torch.nan))
 
 
-def conserved(pooled: Float[Tensor, "B T C"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:  # noqa: F821
-    """Mean over frames of 1 - cos between the object's features and those it had in the first frame; needs no reference.
+def conserved(pooled: Float[Tensor, "B T C"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:
+    """Mean over frames of 1 - cos between the object's features and those it had in the first frame; needs no
+    reference.
 
     Args:
         pooled: features pooled over the object in each frame (see `pool`), NaN where it could not be found.
         valid: which frames count.
     Returns:
-        in [0, 2] per clip, 0 where nothing changes; a frame whose object can't be found counts 1 (as unlike as chance), and the
-        clip is NaN if the object can't be found in its first frame or no later frame counts.
+        in [0, 2] per clip, 0 where nothing changes; a frame whose object can't be found counts 1 (as unlike as chance),
+        and the clip is NaN if the object can't be found in its first frame or no later frame counts.
     Source: physics.md §4 (`conserved`), ours.
     """
     found = pooled.isfinite().all(-1)
@@ -77,15 +83,15 @@ def conserved(pooled: Float[Tensor, "B T C"], valid: Bool[Tensor, "B T"]) -> Flo
     return torch.where(found[:, 0] & counted.any(1), mean, torch.full_like(mean, torch.nan))
 
 
-def area(soft_mask: Float[Tensor, "B T H W"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:  # noqa: F821
+def area(soft_mask: Float[Tensor, "B T H W"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:
     """Mean over frames of |log(A_t / A_0)|: growing and shrinking by the same factor cost the same.
 
     Args:
         soft_mask: differentiable soft mask of the object in each frame (see `support.object_mask`).
         valid: which frames count.
     Returns:
-        >= 0 per clip, 0.1 for an area 10 % off; a vanished object pays log(1 / 0.05) = 3. NaN if there is no object in the first
-        frame or no later frame counts.
+        >= 0 per clip, 0.1 for an area 10 % off; a vanished object pays log(1 / 0.05) = 3. NaN if there is no object in
+        the first frame or no later frame counts.
     Source: physics.md §4 (`area`), ours.
     """
     areas = soft_mask.sum((-2, -1))

@@ -1,6 +1,7 @@
 """Support: which pixels are the object, as soft weights (B, N, H, W) for the first frame of each pair.
 
-Support decides whether a reward is right: on the fixed grid of pixels a perfect fall scores 0.51, over the object 0 (physics.md §3).
+Support decides whether a reward is right: on the fixed grid of pixels a perfect fall scores 0.51, over the object 0
+    (physics.md §3).
 
 Letters: B clips, T frames, N = T - 1 pairs, K prototypes, H height, W width in px. Flow in px/frame, x right, y down.
 Everything is differentiable and keeps the float type of its input.
@@ -15,13 +16,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-# Motion gate: flow of this many frame heights per frame (0.8 px at 64 px) counts half; zero motion reads as up to 0.1 px.
+# Motion gate: flow of this many frame heights per frame (0.8 px at 64 px) counts half; zero motion reads as up to 0.1
+# px.
 GATE = 0.8 / 64
 GATE_SOFTNESS = 0.2 / 64
 # Softness of the choice between object and background colours, in units of squared RGB distance.
 TEMPERATURE = 0.007
-# A pixel that suits both equally well is rather background. Measured on 60 val clips with exact masks: the error of log(A_t / A_0)
-# is .03 and the soft IoU .85 to .90 for margin 1, .05 and .73 for margin 3.
+# A pixel that suits both equally well is rather background. Measured on 60 val clips with exact masks: the error of
+# log(A_t / A_0) is .03 and the soft IoU .85 to .90 for margin 1, .05 and .73 for margin 3.
 MARGIN = 1.0
 PROTOTYPES = 24
 # Brightness factors under which a background pixel is still recognised: its shadow, and a little light.
@@ -53,18 +55,20 @@ def motion(flow: Float[Tensor, "B N 2 H W"]) -> Float[Tensor, "B N H W"]:
 
 
 def camera_motion(flow: Float[Tensor, "B N 2 H W"]) -> Float[Tensor, "B N 2"]:
-    """Median flow of each pair in px/frame, without gradient: the camera, as long as the object covers less than half the frame."""
+    """Median flow of each pair, px/frame, without gradient: the camera, while the object fills under half the frame."""
     return flow.detach().flatten(-2).median(-1).values
 
 
 def advected(first: Float[Tensor, "B H W"], flow: Float[Tensor, "B N 2 H W"]) -> Float[Tensor, "B N H W"]:
     """The first frame's mask, carried along: every pixel of it is a point that follows the flow under it.
 
-    p_(t+1) = p_t + f_t(p_t), bilinear. The weight that a point brings is shared among the four pixels around it, so that the mean
-    of a field under this support is the mean of the field read at the points. Points that leave the frame bring nothing.
+    p_(t+1) = p_t + f_t(p_t), bilinear. The weight that a point brings is shared among the four pixels around it, so
+    that the mean of a field under this support is the mean of the field read at the points. Points that leave the frame
+    bring nothing.
 
     Args:
-        first: soft mask of the object in the first frame, in [0, 1]; the same for a generated clip and for its paired clip.
+        first: soft mask of the object in the first frame, in [0, 1]; the same for a generated clip and for its paired
+            clip.
         flow: px/frame, of the clip that is measured.
     Returns:
         weights of the first frame of each pair; they sum to the mask's area until points leave the frame.
@@ -72,7 +76,9 @@ def advected(first: Float[Tensor, "B H W"], flow: Float[Tensor, "B N 2 H W"]) ->
     """
     height, width = first.shape[-2:]
     weight = first.flatten(1)
-    rows, columns = torch.meshgrid(*(torch.arange(n, device=flow.device, dtype=flow.dtype) for n in (height, width)), indexing="ij")
+    rows, columns = torch.meshgrid(
+        *(torch.arange(n, device=flow.device, dtype=flow.dtype) for n in (height, width)), indexing="ij"
+    )
     points = torch.stack([columns, rows], -1).reshape(1, -1, 2).expand(len(first), -1, -1)
     supports = []
     for step in range(flow.shape[1]):
@@ -104,7 +110,7 @@ def carried(first: Float[Tensor, "B H W"], flow: Float[Tensor, "B N 2 H W"]) -> 
 
 
 def read(field: Float[Tensor, "B C H W"], points: Float[Tensor, "B P 2"]) -> Float[Tensor, "B P C"]:
-    """Bilinear values of a field at points (x, y) in px, pixel centres at whole numbers; edge values beyond the edge."""
+    """Bilinear values of a field at points (x, y) in px, pixel centres whole; beyond the edge its values."""
     height, width = field.shape[-2:]
     size = torch.tensor([width, height], device=points.device, dtype=points.dtype)
     grid = ((2 * points + 1) / size - 1)[:, :, None]
@@ -112,7 +118,9 @@ def read(field: Float[Tensor, "B C H W"], points: Float[Tensor, "B P 2"]) -> Flo
     return values[..., 0].mT
 
 
-def splat(points: Float[Tensor, "B P 2"], weight: Float[Tensor, "B P"], height: int, width: int) -> Float[Tensor, "B H W"]:
+def splat(
+    points: Float[Tensor, "B P 2"], weight: Float[Tensor, "B P"], height: int, width: int
+) -> Float[Tensor, "B H W"]:
     """The adjoint of `read`: each point's weight shared among its four pixels; what falls outside is dropped."""
     low = points.detach().floor()
     share = points - low
@@ -128,11 +136,13 @@ def splat(points: Float[Tensor, "B P 2"], weight: Float[Tensor, "B P"], height: 
 
 
 def object_mask(frames: Float[Tensor, "B T 3 H W"], first: Float[Tensor, "B H W"]) -> Float[Tensor, "B T H W"]:
-    """A soft object mask of every frame, found by colour: nearer to the object's first-frame colours than to the background there.
+    """A soft object mask of every frame, found by colour: nearer to the object's first-frame colours than to the
+    background there.
 
-    The background prototype of a pixel is what frame 0 shows there (filled in from around under the object), at any brightness of
-    `SHADE`, so that the object's shadow stays background. Object prototypes are colours of frame 0 under the mask. The camera stands
-    still. Prototypes carry no gradient, since frame 0 is given; the mask is differentiable to all later frames.
+    The background prototype of a pixel is what frame 0 shows there (filled in from around under the object), at any
+    brightness of `SHADE`, so that the object's shadow stays background. Object prototypes are colours of frame 0 under
+    the mask. The camera stands still. Prototypes carry no gradient, since frame 0 is given; the mask is differentiable
+    to all later frames.
 
     Args:
         frames: RGB in [0, 1].

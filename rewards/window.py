@@ -1,6 +1,7 @@
 """The valid window, where nobody knows it: the longest stretch of a video that one law of constant acceleration fits.
 
-Ground contact, a turn-back, leaving the frame or stopping break the law (physics.md §3). Used to score foreign videos; never in
+Ground contact, a turn-back, leaving the frame or stopping break the law (physics.md §3). Used to score foreign videos;
+never in
 training, where a model could choose its own breaks: there the paired clip's valid frames count.
 
 Letters: B clips, T frames, N = T - 1 velocities. Velocities in H/s (`kinematics`).
@@ -18,14 +19,15 @@ from torch import Tensor
 
 # Four velocities (five frames): with three, a line fits almost any break.
 MIN_LENGTH = 4
-# What object velocities scatter around a perfect motion, px/frame: the tolerated rms of a window, and no single one above three times that.
+# What object velocities scatter around a perfect motion, px/frame: the tolerated rms of a window, and no single one
+# above three times that.
 TOLERANCE_PX = 0.25
 PEAK = 3.0
 
 
 @dataclass(frozen=True)
 class Window:
-    """Velocities start .. stop - 1 belong to one law; `rms` is their rms distance from the fitted line in H/s, both axes."""
+    """Velocities start .. stop - 1 belong to one law; `rms` their rms distance from the fitted line, H/s."""
 
     start: int
     stop: int
@@ -34,7 +36,7 @@ class Window:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def frames(self, num_frames: int) -> Bool[Tensor, "T"]:  # noqa: F821
+    def frames(self, num_frames: int) -> Bool[Tensor, "T"]:
         """The frames that those velocities connect; none for an empty window."""
         valid = torch.zeros(num_frames, dtype=torch.bool)
         if len(self):
@@ -52,7 +54,8 @@ def longest_window(velocity: Float[Tensor, "N 2"], tolerated: float, *, min_leng
 
     Args:
         velocity: object velocity, H/s; NaN where unmeasured, which no window may contain.
-        tolerated: rms of |v - line| over the window in H/s; a single residual may be `PEAK` times that, so that one bad velocity
+        tolerated: rms of |v - line| over the window in H/s; a single residual may be `PEAK` times that, so that one bad
+            velocity
             at the end of a long window isn't averaged away.
         min_length: shortest window that is taken seriously.
     Returns:
@@ -62,14 +65,18 @@ def longest_window(velocity: Float[Tensor, "N 2"], tolerated: float, *, min_leng
     values = velocity.detach().double().cpu().numpy()
     count = len(values)
     for length in range(count, min_length - 1, -1):
-        fits = [(rms, start) for start in range(count - length + 1) if (rms := _fit(values[start : start + length], tolerated)) is not None]
+        fits = [
+            (rms, start)
+            for start in range(count - length + 1)
+            if (rms := _fit(values[start : start + length], tolerated)) is not None
+        ]
         if fits:
             rms, start = min(fits)
             return Window(start, start + length, rms)
     return Window(0, 0, float("nan"))
 
 
-def valid_frames(velocity: Float[Tensor, "B N 2"], fps: Float[Tensor, "B"], height: int) -> Bool[Tensor, "B T"]:  # noqa: F821
+def valid_frames(velocity: Float[Tensor, "B N 2"], fps: Float[Tensor, "B"], height: int) -> Bool[Tensor, "B T"]:
     """`longest_window` of each clip as valid frames, with the tolerance of `TOLERANCE_PX`; T = N + 1."""
     num_frames = velocity.shape[1] + 1
     windows = [longest_window(v, tolerance(rate, height)) for v, rate in zip(velocity, fps.tolist(), strict=True)]
