@@ -114,10 +114,10 @@ def _channels_last(clip: Clip) -> Float[np.ndarray, "T H W 3"]:
 def _plate(frames: np.ndarray, free: np.ndarray) -> Float[np.ndarray, "H W 3"]:
     """Upper quartile of each pixel over the frames in which the object is elsewhere: mostly out of its shadow."""
     ordered = np.sort(np.where(free[..., None], frames, np.inf), axis=0)  # the hidden ones last
-    ever = free.any(axis=0)
+    ever = np.asarray(free.any(axis=0))
     place = (0.75 * (free.sum(axis=0) - 1)).round().astype(int).clip(0)
     plate = np.take_along_axis(ordered, place[None, ..., None], axis=0)[0]
-    nearest = ndimage.distance_transform_edt((~ever).astype(np.uint8), return_distances=False, return_indices=True)
+    nearest = ndimage.distance_transform_edt(~ever, return_distances=False, return_indices=True)
     return plate[tuple(nearest)]  # never uncovered: what lies beside it
 
 
