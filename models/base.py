@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
@@ -105,6 +106,10 @@ class VideoModel(Protocol):
 
     def decode(self, latents: Latents, condition: Condition) -> Float[Tensor, "B T 3 H W"]:
         """Frames in [0, 1], differentiable with bounded memory."""
+        ...
+
+    def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write the whole model to a folder that `models.load` reads."""
         ...
 
     def to(self, device: torch.device | str) -> VideoModel:

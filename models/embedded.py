@@ -173,9 +173,11 @@ class EmbeddedModel:
             self.codec.save(folder / "codec.safetensors")
 
     @staticmethod
-    def load(path: Path) -> EmbeddedModel:
+    def load(path: Path, *, train_text_encoder: bool = False) -> EmbeddedModel:
         """Read what `save` wrote, in float32.
 
+        Args:
+            train_text_encoder: see the class.
         Raises:
             CheckpointError: missing, damaged, or a folder of another model.
         """
@@ -192,6 +194,7 @@ class EmbeddedModel:
         model = EmbeddedModel.create(config, codec, seed=0)
         _load_module(model.transformer, path / "transformer" / "diffusion_pytorch_model.safetensors")
         _load_module(model.text_encoder, path / "text_encoder" / "model.safetensors")
+        model.train_text_encoder = train_text_encoder
         return model
 
     def _tokens(self, captions: Sequence[str]) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:

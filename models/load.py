@@ -1,0 +1,107 @@
+"""From a config to a video model, and from a trained model to a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from newtonrewards.core.errors import CheckpointError
+from newtonrewards.core.recipe import Config
+from newtonrewards.models import lora
+from newtonrewards.models.base import VideoModel
+from newtonrewards.models.embedded import CLASS_NAME, EmbeddedModel
+
+# What `_class_name` in a folder's model_index.json says, for each name of a config.
+PIPELINES = {"embedded": CLASS_NAME, "wan": "WanImageToVideoPipeline"}
+
+
+class ModelConfig(Config):
+    """Which model, and what of it trains.
+
+    Attributes:
+        name: `embedded`, or `wan` for any diffusers Wan image-to-video pipeline.
+        path: its folder.
+        lora: adapter to start from (folder or file), or null.
+        lora_rank: rank of new LoRA layers; null trains all weights, unless `lora` names an adapter to train on.
+        lora_alpha: updates are scaled by alpha / rank; null means alpha = rank.
+        lora_targets: ends of the names of the layers to adapt; empty means all linear layers of the blocks.
+        lora_seed: seed of the new layers.
+        train_text_encoder: let the embedded model's text encoder train too (pre-training).
+        save_dtype: how full weights are stored; float16 halves the file.
+        num_frames, height, width: clip size for `wan`; the embedded model has its own.
+        fps: frames per second of physical time, for `wan`.
+        negative_caption: what guidance leads away from, for `wan`.
+        dtype: of the weights in memory, for `wan`.
+    """
+
+    name: Literal["embedded", "wan"]
+    path: Path
+    lora: Path | None = None
+    lora_rank: int | None = Field(None, ge=1)
+    lora_alpha: float | None = Field(None, gt=0)
+    lora_targets: tuple[str, ...] = ()
+    lora_seed: int = 0
+    train_text_encoder: bool = False
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    num_frames: int = Field(81, ge=1)
+    height: int = Field(480, ge=16)
+    width: int = Field(832, ge=16)
+    fps: float = Field(16.0, gt=0)
+    negative_caption: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+def load_video_model(config: ModelConfig) -> VideoModel:
+    """Read a model and attach its LoRA layers.
+
+    Raises:
+        CheckpointError: missing or damaged folder, or one of another model.
+    """
+    check_folder(config)
+    model: VideoModel
+    match config.name:
+        case "embedded":
+            model = EmbeddedModel.load(config.path, train_text_encoder=config.train_text_encoder)
+        case "wan":
+            raise NotImplementedError
+    if config.lora is not None:
+        lora.load(model, config.lora)
+    elif config.lora_rank is not None:
+        lora.add(
+            model, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets, seed=config.lora_seed
+        )
+    return model
+
+
+def save_trained(model: VideoModel, config: ModelConfig, path: Path) -> None:
+    """Write what training changed: the adapter alone where there is one, else the whole model."""
+    if lora.is_attached(model):
+        lora.save(model, path)
+    else:
+        model.save(path, getattr(torch, config.save_dtype))
+
+
+def check_folder(config: ModelConfig) -> None:
+    """Compare a folder's model_index.json with the model that the config names.
+
+    Raises:
+        CheckpointError: naming the folder, what it holds and what was expected.
+    """
+    expected = f"name: {config.name} needs a folder whose model_index.json says {PIPELINES[config.name]}"
+    index = config.path / "model_index.json"
+    if not config.path.is_dir():
+        raise CheckpointError("no such model folder", where=config.path, fix=f"{expected}.")
+    try:
+        found = json.loads(index.read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            "not a model folder (no readable model_index.json)", where=config.path, fix=f"{expected}."
+        ) from None
+    if found != PIPELINES[config.name]:
+        other = [name for name, pipeline in PIPELINES.items() if pipeline == found]
+        hint = f" Did you mean name: {other[0]}?" if other else ""
+        raise CheckpointError(f"this is a {found}", where=config.path, fix=f"{expected}.{hint}")
