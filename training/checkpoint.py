@@ -1,12 +1,11 @@
 """Checkpoints that are whole or absent, and a resume that goes on to the same bits.
 
 A checkpoint is a folder `checkpoints/step_NNNNNN` with accelerate's state (weights, optimisers, averaged weights) and
-`state.json`: step, hash of the recipe, identity of the model. Random numbers need no saving: they are functions of the step.
+`state.json`: the step, the stage, and the recipe. Random numbers need no saving: they are functions of the step.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -22,10 +21,10 @@ from newtonrewards.training.recipe import TrainRecipe
 FREE = {"checkpoint", "trackers"}
 
 
-def fingerprint(recipe: TrainRecipe) -> str:
-    """Hash of everything in a recipe that decides the numbers of a run."""
-    content = jsonable(recipe.model_dump(mode="json", exclude=FREE))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def decisive(recipe: TrainRecipe) -> dict[str, Any]:
+    """Everything in a recipe that decides the numbers of a run."""
+    content: dict[str, Any] = jsonable(recipe.model_dump(mode="json", exclude=FREE))
+    return content
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -41,7 +40,7 @@ def save(accelerator: Accelerator, run: Path, recipe: TrainRecipe, step: int, st
         CheckpointError: the disk is full or the folder can't be written; older checkpoints are untouched.
     """
     path = run / "checkpoints" / f"step_{step:06d}"
-    state = {"step": step, "stage": stage, "recipe": fingerprint(recipe), "model": recipe.model.model_dump(mode="json")}
+    state = {"step": step, "stage": stage, "recipe": decisive(recipe)}
     try:
         if accelerator.num_processes == 1:
             with whole_folder(path) as temporary:
@@ -86,20 +85,25 @@ def read_state(path: Path, recipe: TrainRecipe) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"can't read this checkpoint ({error})", where=path, fix="Delete it: the one before is used.") from None
-    mine = recipe.model.model_dump(mode="json")
-    other = {key: value for key, value in state["model"].items() if mine.get(key) != value}
-    if other:
+    changed = differences(state["recipe"], decisive(recipe))
+    if any(key.startswith("model.") for key in changed):
         raise CheckpointError(
-            f"a checkpoint of another model ({_listing(other)}; the recipe wants {_listing({key: mine.get(key) for key in other})})",
-            where=path,
-            fix="Choose another --out, or the recipe that wrote it.",
+            f"a checkpoint of another model ({'; '.join(changed)})", where=path, fix="Choose another --out, or the recipe that wrote it."
         )
-    if state["recipe"] != fingerprint(recipe):
+    if changed:
         raise CheckpointError(
-            "the run in this folder has another recipe", where=path, fix="Choose another --out, or delete the folder to start over."
+            f"the run in this folder has another recipe ({'; '.join(changed)})",
+            where=path,
+            fix="Choose another --out, or delete the folder to start over.",
         )
     return state
 
 
-def _listing(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in values.items())
+def differences(theirs: Any, mine: Any, key: str = "") -> list[str]:
+    """`key: theirs, here mine` for each value that differs; options that only one of two versions has don't count."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        inner = [(f"{key}.{name}" if key else name, theirs[name], mine[name]) for name in theirs if name in mine]
+        return [line for name, one, other in inner for line in differences(one, other, name)]
+    if isinstance(theirs, list) and isinstance(mine, list) and len(theirs) == len(mine):
+        return [line for i, pair in enumerate(zip(theirs, mine, strict=True)) for line in differences(*pair, f"{key}[{i}]")]
+    return [] if theirs == mine else [f"{key}: there {theirs}, here {mine}"]

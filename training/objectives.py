@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.run import stream
-from newtonrewards.models.base import VideoModel
-from newtonrewards.models.flow_matching import draw_noise, draw_sigma, flow_matching_loss
+from newtonrewards.models.base import VideoModel, draw_noise, draw_sigma
+from newtonrewards.models.flow_matching import flow_matching_loss
 from newtonrewards.models.sampling import sample
 from newtonrewards.rewards.reward import Reward
 from newtonrewards.training.recipe import RewardStage, SftStage
@@ -34,7 +34,7 @@ class Objective(nn.Module):
 
     def __init__(self, model: VideoModel, seed: int) -> None:
         super().__init__()
-        self.trained = nn.ModuleDict(trainable_modules(model))
+        self.trained = nn.ModuleDict(model.trainable)
         self._plain = (model,)  # a tuple hides the model from nn.Module's registration
         self.seed = seed
 
@@ -46,8 +46,10 @@ class Objective(nn.Module):
         """Flow-matching loss of each clip; noise and noise level come from the sample's own streams."""
         with torch.no_grad():
             clean = self.model.encode(batch.frames)
-        noise = draw_noise(self.model, self.seed, batch.index, "flow_matching/noise").to(clean)
-        sigma = draw_sigma(self.model, self.seed, batch.index, "flow_matching/sigma").to(clean)
+        shift = self.model.scheduler.config.shift
+        # a sample's index counts over the whole run, so it alone tells its streams apart: the step stays 0
+        noise = draw_noise(self.model.spec, self.seed, 0, batch.index, "flow_matching/noise").to(clean)
+        sigma = draw_sigma(shift, self.seed, 0, batch.index, "flow_matching/sigma").to(clean)
         captions = [
             "" if caption_dropout and torch.rand((), generator=stream(self.seed, 0, i, "caption")) < caption_dropout else text
             for i, text in zip(batch.index, batch.captions, strict=True)
@@ -80,7 +82,7 @@ class RewardObjective(Objective):
         anchor = self.flow_matching(batch)
         rewarded = batch.part(0, len(batch), self.stage.reward_every)
         condition = self.model.condition(rewarded.captions, rewarded.frames[:, 0])
-        noise = draw_noise(self.model, self.seed, rewarded.index, "sampling/noise").to(batch.frames)
+        noise = draw_noise(self.model.spec, self.seed, 0, rewarded.index, "sampling/noise").to(batch.frames)
         latents = sample(self.model, condition, noise, **self.stage.sampling.model_dump())
         frames = self.model.decode(latents, condition)
         output = self._reward[0](rewarded.with_frames(frames), reference=rewarded)
@@ -94,9 +96,3 @@ class RewardObjective(Objective):
             prefix = "sentinel" if group == "sentinels" else group
             logs |= {f"{prefix}/{name}": value.detach().float() for name, value in getattr(output, group).items()}
         return ObjectiveOutput(loss, logs)
-
-
-def trainable_modules(model: VideoModel) -> dict[str, nn.Module]:
-    """The model's modules that have something to train, by name."""
-    return {name: module for name, module in model.modules().items() if any(p.requires_grad for p in module.parameters())}
-

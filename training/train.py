@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 
 from newtonrewards.core.errors import NewtonError
@@ -33,35 +34,43 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
         NewtonError: anything wrong with recipe, data, model or checkpoint; Interrupted after a signal.
     """
     output_folder(run)
+    process = PartialState()
+    state, path = _last_state(recipe, run)
+    dataset = ClipFolder(recipe.data.clips, cache=recipe.data.cache)
+    model = load_video_model(recipe.model).to(process.device)
+    batches = Batches(dataset, recipe.seed, process.process_index, process.num_processes)
+    if process.is_main_process:
+        write_json(run / "provenance.json", provenance())
+        write_atomic(run / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    first = 0
+    for number, stage in enumerate(recipe.stages):
+        if state is None or state["stage"] <= number:
+            resume = path if state is not None and state["stage"] == number else None
+            _run_stage(recipe, number, objective(model, stage, recipe.seed), batches, run, first, resume)
+        first += stage.steps
+    if process.is_main_process:
+        save_trained(model, recipe.model, run / "model")
+    process.wait_for_everyone()
+    return run / "model"
+
+
+def _run_stage(
+    recipe: TrainRecipe, number: int, stage_objective: Objective, batches: Batches, run: Path, first_step: int, resume: Path | None
+) -> None:
+    """One stage with an accelerator of its own, so that no wrapper or optimiser of the stage before is left."""
     accelerator = Accelerator(
         mixed_precision="bf16" if recipe.precision == "bf16" else "no",
         log_with=list(recipe.trackers),
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run)),
     )
-    state, path = _last_state(recipe, run)
-    dataset = ClipFolder(recipe.data.clips, cache=recipe.data.cache)
-    model = load_video_model(recipe.model, device=accelerator.device)
-    batches = Batches(dataset, recipe.seed, accelerator.process_index, accelerator.num_processes)
-    if accelerator.is_main_process:
-        write_json(run / "provenance.json", provenance())
-        write_atomic(run / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    accelerator.init_trackers("train")
-    first = 0
-    for number, stage in enumerate(recipe.stages):
-        if state is not None and state["stage"] > number:
-            first += stage.steps
-            continue
-        trainer = Trainer(recipe, number, objective(model, stage, recipe.seed), batches, accelerator, run, first)
-        if state is not None and path is not None and state["stage"] == number:
-            trainer.restore(path, state["step"])
-        trainer.fit()
-        first += stage.steps
-        _close_stage(accelerator, trainer)
+    accelerator.init_trackers("tensorboard")
+    trainer = Trainer(recipe, number, stage_objective, batches, accelerator, run, first_step)
+    if resume is not None:
+        trainer.restore(resume)
+    trainer.fit()
+    if trainer.ema is not None:  # the averaged weights are what a stage hands on
+        trainer.ema.copy_to(trainer.parameters)
     accelerator.end_training()
-    if accelerator.is_main_process:
-        save_trained(model, recipe.model, run / "model")
-    accelerator.wait_for_everyone()
-    return run / "model"
 
 
 def objective(model: VideoModel, stage: Stage, seed: int) -> Objective:
@@ -70,15 +79,7 @@ def objective(model: VideoModel, stage: Stage, seed: int) -> Objective:
     return FlowMatchingObjective(model, stage, seed)
 
 
-def _close_stage(accelerator: Accelerator, trainer: Trainer) -> None:
-    """The averaged weights are what a stage hands on; wrappers and their state go."""
-    if trainer.ema is not None:
-        trainer.ema.copy_to(trainer.parameters)
-    accelerator.free_memory()
-    accelerator._custom_objects.clear()
-
-
-def _last_state(recipe: TrainRecipe, run: Path) -> tuple[dict[str, int] | None, Path | None]:
+def _last_state(recipe: TrainRecipe, run: Path) -> tuple[dict[str, Any] | None, Path | None]:
     found = checkpoint.checkpoints(run)
     return (checkpoint.read_state(found[-1], recipe), found[-1]) if found else (None, None)
 

@@ -104,10 +104,10 @@ class Trainer:
     def save(self) -> None:
         checkpoint.save(self.accelerator, self.run, self.recipe, self.step, self.stage_number)
 
-    def restore(self, path: Path, step: int) -> None:
+    def restore(self, path: Path) -> None:
         """Go on from a checkpoint of this stage; rows of metrics written after it are dropped."""
         self.accelerator.load_state(str(path))
-        self.step = step
+        self.step = step = int(checkpoint.read_state(path, self.recipe)["step"])
         metrics = self.run / "metrics.jsonl"
         if self.accelerator.is_main_process and metrics.exists():
             kept = [row for row in read_jsonl(metrics) if row["step"] <= step]
