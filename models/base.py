@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from newtonrewards.core.errors import ShapeError
 from newtonrewards.core.run import stream
-
-if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler
 
 Latents: TypeAlias = Float[Tensor, "B C t h w"]
 PerSample: TypeAlias = Float[Tensor, "B"]
@@ -71,6 +69,7 @@ class Condition:
         return replace(self, text=self.empty_text.expand_as(self.text))
 
 
+@runtime_checkable
 class VideoModel(Protocol):
     """Contract of a model; tests/models/test_contract.py is its exact form.
 

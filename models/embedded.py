@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_model
@@ -23,9 +24,6 @@ from newtonrewards.core.recipe import Config
 from newtonrewards.core.run import stream_seed, whole_folder, write_json
 from newtonrewards.models.base import Condition, Latents, PerSample, VideoSpec, check_clip_shape, check_condition_inputs
 from newtonrewards.models.codec import PatchCodec, save_weights
-
-if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler
 
 CLASS_NAME = "EmbeddedModel"  # what stands in model_index.json
 BYTE_VOCABULARY = 259  # 256 bytes and ByT5's padding, end and unknown
@@ -248,8 +246,6 @@ def _text_encoder(config: EmbeddedConfig) -> nn.Module:
 
 
 def _scheduler(config: EmbeddedConfig) -> FlowMatchEulerDiscreteScheduler:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
     return FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=config.flow_shift, shift_terminal=config.last_sigma
     )

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from newtonrewards.core.errors import InputError
 from newtonrewards.models.base import Condition, Latents, PerSample, VideoModel
-
-if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler
 
 
 def sample(
@@ -59,7 +56,9 @@ def sample(
     return latents
 
 
-def schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int) -> Float[Tensor, "N+1"]:
+def schedule(
+    scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int
+) -> Float[Tensor, "{num_inference_steps}+1"]:
     """Noise levels from 1 down to 0, as the scheduler of a diffusers pipeline sets them; the scheduler isn't changed.
 
     Raises:
