@@ -104,9 +104,9 @@ def _surfaces(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.float64], NDA
 
 def _pooled(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     """Mean over each pixel's samples: (T, n S, n S, ...) -> (T, S, S, ...)."""
-    t, n = samples.shape[0], samples.shape[1] // OVERSAMPLING
-    split = samples.reshape(t, n, OVERSAMPLING, n, OVERSAMPLING, *samples.shape[3:])
-    return split.mean(axis=(2, 4), dtype=np.float32)
+    # sums of strided views: numpy's mean over the two inner axes takes twice as long as tracing the clip
+    total = sum(samples[:, i::OVERSAMPLING, j::OVERSAMPLING] for i in range(OVERSAMPLING) for j in range(OVERSAMPLING))
+    return np.asarray(total, np.float32) / np.float32(OVERSAMPLING**2)
 
 
 def _object_mean(flow: NDArray[np.float32], hit: NDArray[np.float32]) -> NDArray[np.float32]:
