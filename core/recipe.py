@@ -33,10 +33,10 @@ def load(model: type[M], path: Path, overrides: Sequence[str] = ()) -> M:
         RecipeError: missing file, bad YAML, unknown key, wrong type or bad override.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"can't read the recipe ({error.strerror})", where=path, fix=_similar_file(path)) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"not valid YAML ({' '.join(str(error).split())})", where=path) from None
     if not isinstance(content, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=path)
@@ -72,6 +72,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
             node[int(last)] = _value(text)
         else:
             node[last] = _value(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"the value of '{override}' is not valid YAML", where="--set") from None
     except (ValueError, IndexError, TypeError, AttributeError):
         raise RecipeError(f"'{key}' doesn't lead to a value of this recipe", where="--set") from None
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -89,8 +89,16 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(jsonable(row), allow_nan=False) + "\n")
+    """Append one row; a line that a killed writer left half written is cut off first."""
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END) and not _ends_a_line(file):
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        file.write(json.dumps(jsonable(row), allow_nan=False).encode() + b"\n")
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import write_atomic
 
 MIN_FRAMES = 2  # one picture has no motion
-CHUNK = 32  # frames decoded at a time
+CHUNK = 32  # frames that are decoded at a time
 MAX_BYTES = 4 * 2**30  # of the float32 clip; asked for before decoding
 # Timestamps in milliseconds (Matroska) or in ticks (phones) wobble by some per cent: still a constant rate.
 UNEVEN = 0.25
@@ -69,7 +69,7 @@ def read_clip(
     with _open(path) as decoder:
         times, rate = decoder.times, decoder.fps
         plan = plan_frames(times, rate, fps=fps, num_frames=num_frames, capture_fps=capture_fps, where=path)
-        resize = _Resize.plan(decoder.height, decoder.width, size)
+        resize = _Resize.plan(decoder.height, decoder.width, size, path)
         need = len(plan.indices) * 3 * resize.height * resize.width * 4
         if need > max_bytes:
             much = (
@@ -196,10 +196,12 @@ def _resample(
 
 def _nearest(times: np.ndarray, fps: float, where: Path | None) -> np.ndarray:
     """Index of the frame nearest to k / fps for k = 0, 1, ...: each at most once, or motion would seem to stop."""
-    count = math.floor(times[-1] * fps + 0.5) + 1
+    # The last one may lie half a frame of the file past its end, no more.
+    count = math.floor((times[-1] + 0.5 * (times[-1] - times[-2])) * fps) + 1
     wanted = np.arange(count) / fps
     right = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
-    indices = np.where(wanted - times[right - 1] <= times[right] - wanted, right - 1, right)
+    # At a tie the earlier one: the tolerance keeps rounding of the time stamps from deciding.
+    indices = np.where(wanted - times[right - 1] <= times[right] - wanted + 1e-3 / fps, right - 1, right)
     if np.any(np.diff(indices) == 0):
         fix = f"Ask for at most {1 / np.diff(times).max():.3g} fps."
         raise InputError(f"{fps:g} fps would repeat frames of this file", where=where, fix=fix)
@@ -216,13 +218,12 @@ class _Resize:
     record: tuple[str, ...]
 
     @staticmethod
-    def plan(height: int, width: int, size: int | tuple[int, int] | None) -> _Resize:
-        if size is None:
-            return _Resize(None, height, width, ())
+    def plan(height: int, width: int, size: int | tuple[int, int] | None, where: Path) -> _Resize:
+        size = (height, width) if size is None else size
         ratio = size / min(height, width) if isinstance(size, int) else 0.0
         out = (round(height * ratio), round(width * ratio)) if isinstance(size, int) else size
         if min(out) < 1:
-            raise InputError(f"size is {size}, it must be positive")
+            raise InputError(f"size is {size}, it must be positive", where=where)
         cover = max(out[0] / height, out[1] / width)
         scaled = (max(out[0], round(height * cover)), max(out[1], round(width * cover)))
         record = []
@@ -249,8 +250,7 @@ def _open(path: Path) -> Iterator[_Decord | _PyAV]:
         try:
             decoder = _Decord.open(path) or _PyAV(path)
         except (av.error.FFmpegError, OSError) as error:
-            what = f"not a video that can be decoded ({error.strerror})"
-            raise InputError(what, where=path, fix="Play it or encode it again.") from None
+            raise InputError(f"not a video that can be decoded ({error.strerror})", where=path) from None
     yield decoder
 
 
@@ -268,7 +268,7 @@ class _Decord:
 
     @staticmethod
     def open(path: Path) -> _Decord | None:
-        """None where decord isn't installed (some platforms) or can't read the file (gif) or its times (some mkv)."""
+        """None where decord isn't installed or misreads: gif, times of some mkv, 32 or 48 px wide (as 4 channels)."""
         try:
             import decord
         except (ImportError, OSError):
@@ -277,7 +277,7 @@ class _Decord:
             decoder = _Decord(path, decord.VideoReader(str(path), num_threads=1))
         except (decord.DECORDError, RuntimeError, IndexError):
             return None
-        return decoder if bool(np.all(np.diff(decoder.times) > 0)) else None
+        return decoder if decoder.first.shape[-1] == 3 and bool(np.all(np.diff(decoder.times) > 0)) else None
 
     def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         import decord
