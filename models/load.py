@@ -14,6 +14,7 @@ from newtonrewards.core.recipe import Config
 from newtonrewards.models import lora
 from newtonrewards.models.base import VideoModel
 from newtonrewards.models.embedded import CLASS_NAME, EmbeddedModel
+from newtonrewards.models.wan import WanModel
 
 # What `_class_name` in a folder's model_index.json says, for each name of a config.
 PIPELINES = {"embedded": CLASS_NAME, "wan": "WanImageToVideoPipeline"}
@@ -36,6 +37,7 @@ class ModelConfig(Config):
         fps: frames per second of physical time, for `wan`.
         negative_caption: what guidance leads away from, for `wan`.
         dtype: of the weights in memory, for `wan`.
+        gradient_checkpointing: recompute the transformer block by block in the backward pass, for `wan`.
     """
 
     name: Literal["embedded", "wan"]
@@ -53,6 +55,7 @@ class ModelConfig(Config):
     fps: float = Field(16.0, gt=0)
     negative_caption: str = ""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
 
 
 def load_video_model(config: ModelConfig) -> VideoModel:
@@ -67,7 +70,16 @@ def load_video_model(config: ModelConfig) -> VideoModel:
         case "embedded":
             model = EmbeddedModel.load(config.path, train_text_encoder=config.train_text_encoder)
         case "wan":
-            raise NotImplementedError
+            model = WanModel.load(
+                config.path,
+                num_frames=config.num_frames,
+                height=config.height,
+                width=config.width,
+                fps=config.fps,
+                negative_caption=config.negative_caption,
+                dtype=getattr(torch, config.dtype),
+                gradient_checkpointing=config.gradient_checkpointing,
+            )
     if config.lora is not None:
         lora.load(model, config.lora)
     elif config.lora_rank is not None:

@@ -69,6 +69,8 @@ def schedule(
     for option in ("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling"):
         if scheduler.config.get(option):
             raise InputError(f"the scheduler sets {option}, which the sampler does not offer", fix="Set it to false.")
+    if num_inference_steps == 1:  # diffusers divides by zero here when the scheduler has a shift_terminal
+        return torch.tensor([1.0, 0.0])
     own = copy.deepcopy(scheduler)
     own.set_timesteps(num_inference_steps)
     return own.sigmas

@@ -1,0 +1,192 @@
+"""One battery for every VideoModel. A new model joins by one line in `MODELS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from newtonrewards.core.errors import InputError, ShapeError
+from newtonrewards.models import lora
+from newtonrewards.models.base import VideoModel, draw_noise
+from newtonrewards.models.embedded import EmbeddedModel
+from newtonrewards.models.flow_matching import flow_matching_loss
+from newtonrewards.models.sampling import sample
+from newtonrewards.models.tiny_wan import tiny_pipeline
+from newtonrewards.models.wan import WanModel
+
+CAPTIONS = ("an object falls", "an object is thrown left at 2.1 m/s")
+
+
+def wan(style: str) -> WanModel:
+    return WanModel(tiny_pipeline(style), num_frames=9, height=32, width=32, fps=16.0)
+
+
+MODELS: dict[str, Callable[[EmbeddedModel], VideoModel]] = {
+    "embedded": lambda embedded: embedded,
+    "wan 2.1": lambda _: wan("2.1"),
+    "wan 2.1 without image encoder": lambda _: wan("2.1-no-image-encoder"),
+    "wan 2.2": lambda _: wan("2.2"),
+}
+
+
+@pytest.fixture(params=MODELS, ids=list(MODELS))
+def model(request: pytest.FixtureRequest, embedded: EmbeddedModel) -> VideoModel:
+    return MODELS[request.param](embedded)
+
+
+@pytest.fixture
+def pair(clips: Tensor) -> Tensor:
+    return clips[:2]
+
+
+def make(
+    model: VideoModel, frames: Tensor, indices: list[int], grad_steps: int = 0, guidance_scale: float = 1.0
+) -> Tensor:
+    condition = model.condition([CAPTIONS[i] for i in indices], frames[indices, 0])
+    latents = sample(
+        model,
+        condition,
+        draw_noise(model.spec, 0, 0, indices),
+        num_inference_steps=3,
+        guidance_scale=guidance_scale,
+        grad_steps=grad_steps,
+    )
+    return model.decode(latents, condition)
+
+
+def test_clips_have_the_promised_shape_range_and_first_frame(model: VideoModel, pair: Tensor) -> None:
+    frames = make(model, pair, [0, 1])
+    spec = model.spec
+    assert frames.shape == (2, spec.num_frames, 3, spec.height, spec.width)
+    assert frames.dtype == torch.float32
+    assert 0 <= frames.min() <= frames.max() <= 1
+    assert torch.isfinite(frames).all()
+    assert model.encode(pair).shape == (2, *spec.latent_shape)
+
+
+def test_same_noise_same_clip_and_other_noise_another(model: VideoModel, pair: Tensor) -> None:
+    assert torch.equal(make(model, pair, [0]), make(model, pair, [0]))
+    condition = model.condition(CAPTIONS, pair[:, 0])
+    a, b = (
+        sample(model, condition, draw_noise(model.spec, seed, 0, [0, 1]), num_inference_steps=2, guidance_scale=1.0)
+        for seed in (0, 1)
+    )
+    assert (a - b).abs().max() > 1e-3
+
+
+def test_a_clip_does_not_depend_on_its_neighbours(model: VideoModel, pair: Tensor) -> None:
+    torch.testing.assert_close(make(model, pair, [0, 1])[1:], make(model, pair, [1]), rtol=0, atol=2e-5)
+
+
+def test_the_caption_and_the_first_frame_matter(model: VideoModel, pair: Tensor) -> None:
+    noise = draw_noise(model.spec, 0, 0, [0])
+
+    def latents(caption: str, first_frame: Tensor) -> Tensor:
+        condition = model.condition([caption], first_frame[None])
+        return sample(model, condition, noise, num_inference_steps=2, guidance_scale=1.0)
+
+    plain = latents(CAPTIONS[0], pair[0, 0])
+    assert (latents(CAPTIONS[1], pair[0, 0]) - plain).abs().max() > 1e-6
+    assert (latents(CAPTIONS[0], pair[1, 0]) - plain).abs().max() > 1e-6
+
+
+def test_guidance_changes_the_clip_and_a_scale_of_one_does_not(model: VideoModel, pair: Tensor) -> None:
+    condition = model.condition(CAPTIONS, pair[:, 0])
+    noise = draw_noise(model.spec, 0, 0, [0, 1])
+    plain, guided, empty = (
+        sample(model, c, noise, num_inference_steps=1, guidance_scale=scale)
+        for c, scale in ((condition, 1.0), (condition, 3.0), (condition.without_text(), 1.0))
+    )
+    torch.testing.assert_close(guided, empty + 3 * (plain - empty), rtol=1e-4, atol=1e-4)
+
+
+def test_decode_undoes_encode_as_well_as_the_codec_can(model: VideoModel, pair: Tensor) -> None:
+    """A fitted codec's second trip changes less than its first; an untrained VAE must only be repeatable."""
+    condition = model.condition(CAPTIONS, pair[:, 0])
+    once = model.decode(model.encode(pair), condition)
+    assert torch.equal(once, model.decode(model.encode(pair), condition))
+    if model.spec.name == "embedded":
+        assert (once - pair).square().mean() < 1e-3
+        torch.testing.assert_close(model.decode(model.encode(once), condition), once, rtol=0, atol=0.05)
+
+
+def test_sampling_with_gradient_gives_the_same_clip(model: VideoModel, pair: Tensor) -> None:
+    plain = make(model, pair, [0, 1], guidance_scale=2.0)
+    for grad_steps in (1, 3):
+        torch.testing.assert_close(make(model, pair, [0, 1], grad_steps, 2.0).detach(), plain, rtol=0, atol=1e-6)
+
+
+def test_the_gradient_reaches_every_lora_layer_and_nothing_else(model: VideoModel, pair: Tensor) -> None:
+    lora.add(model, rank=2, seed=0)
+    layers = {name: p for name, p in model.transformer.named_parameters() if "lora_" in name}
+    for name, parameter in layers.items():
+        if "lora_B" in name:  # it starts at zero, which keeps A's gradient at zero
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    make(model, pair, [0, 1], grad_steps=2).square().mean().backward()
+    assert len(layers) >= 2 * 10 * 2
+    for name, parameter in model.transformer.named_parameters():
+        if name in layers:
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.abs().max() > 0, name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_the_loss_is_finite_for_each_sample_and_trains_everything_it_names(model: VideoModel, pair: Tensor) -> None:
+    condition = model.condition(CAPTIONS, pair[:, 0])
+    clean, noise = model.encode(pair), draw_noise(model.spec, 0, 0, [0, 1])
+    sigma = torch.tensor([0.02, 0.9])
+    loss = flow_matching_loss(model, clean, noise, sigma, condition)
+    assert loss.shape == (2,)
+    assert torch.isfinite(loss).all()
+    assert (loss > 0).all()
+    alone = flow_matching_loss(model, clean[1:], noise[1:], sigma[1:], model.condition(CAPTIONS[1:], pair[1:, 0]))
+    torch.testing.assert_close(loss[1:], alone, rtol=1e-4, atol=1e-5)
+    loss.mean().backward()
+    assert next(iter(model.trainable)) == "transformer"
+    for module in model.trainable.values():
+        grads = [p.grad for p in module.parameters()]
+        assert all(grad is not None and torch.isfinite(grad).all() for grad in grads)
+
+
+def test_a_few_steps_on_one_clip_lower_its_loss(model: VideoModel, pair: Tensor) -> None:
+    clean, noise = model.encode(pair), draw_noise(model.spec, 0, 0, [0, 1])
+    sigma = torch.tensor([0.5, 0.8])
+    optimiser = torch.optim.Adam(model.transformer.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss = flow_matching_loss(model, clean, noise, sigma, model.condition(CAPTIONS, pair[:, 0])).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_what_is_saved_makes_the_same_clips(model: VideoModel, pair: Tensor, tmp_path: Path) -> None:
+    from newtonrewards.models.load import ModelConfig, load_video_model
+
+    # Written twice: the codec's basis is kept in half precision, so the second trip is the exact one.
+    config = ModelConfig(name=model.spec.name, path=tmp_path / "b", num_frames=9, height=32, width=32)  # type: ignore[arg-type]
+    model.save(tmp_path / "a", torch.float32)
+    first = load_video_model(config.model_copy(update={"path": tmp_path / "a"}))
+    first.save(tmp_path / "b", torch.float32)
+    assert torch.equal(make(load_video_model(config), pair, [0]), make(first, pair, [0]))
+    torch.testing.assert_close(make(first, pair, [0]), make(model, pair, [0]), rtol=0, atol=2e-3)
+
+
+def test_wrong_sizes_are_refused(model: VideoModel, pair: Tensor) -> None:
+    with pytest.raises(ShapeError, match="wants"):
+        model.condition(CAPTIONS, pair[:, 0, :, :16])
+    with pytest.raises(ShapeError, match="wants"):
+        model.condition(CAPTIONS[:1], pair[:, 0])
+    with pytest.raises(ShapeError, match="wants"):
+        model.encode(pair[:, :5])
+    lora.add(model, rank=2)
+    with pytest.raises(InputError, match="LoRA layers already"):
+        lora.add(model, rank=2)
