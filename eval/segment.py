@@ -32,6 +32,16 @@ HARD = 0.6
 STRONG = 0.5
 # A fragment with less than this share of the largest one's area is dropped as a speck.
 FRAGMENT_SHARE = 0.25
+# What the numbers of a results file depend on beside the formulas.
+SETTINGS = {
+    "palette": PALETTE,
+    "noise": NOISE,
+    "empty": EMPTY,
+    "full": FULL,
+    "hard": HARD,
+    "strong": STRONG,
+    "fragment_share": FRAGMENT_SHARE,
+}
 # Neighbours in the same frame only.
 IN_FRAME = np.ones((1, 3, 3), dtype=bool)
 

@@ -6,10 +6,11 @@ independent. Every draw comes from `core.run.stream_seed`: the same numbers give
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from newtonrewards.core.errors import ShapeError
 from newtonrewards.core.run import stream_seed
@@ -46,7 +47,7 @@ def mean(
     missing = len(values) - len(known)
     if not len(known):
         return Estimate(float("nan"), float("nan"), float("nan"), 0, missing)
-    draws = known[_draws(len(known), seed, resamples)].mean(axis=1)
+    draws = _weights(len(known), seed, resamples) @ known
     low, high = _bounds(draws, len(known), level)
     return Estimate(float(known.mean()), low, high, len(known), missing)
 
@@ -76,16 +77,19 @@ def relative_change(
     before, after = baseline[both], other[both]
     if not len(before) or before.mean() == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0, len(baseline) if not len(before) else missing)
-    index = _draws(len(before), seed, resamples)
-    below = before[index].mean(axis=1)
-    draws = 100 * (after[index].mean(axis=1) / np.where(below == 0, np.nan, below) - 1)
+    weights = _weights(len(before), seed, resamples)
+    below = weights @ before
+    draws = 100 * (weights @ after / np.where(below == 0, np.nan, below) - 1)
     low, high = _bounds(draws[np.isfinite(draws)], len(before), level)
     return Estimate(float(100 * (after.mean() / before.mean() - 1)), low, high, len(before), missing)
 
 
-def _draws(clips: int, seed: int, resamples: int) -> Int[np.ndarray, "R C"]:
-    """Indices of the clips of each resample."""
-    return np.random.default_rng(stream_seed(seed, 0, clips, "bootstrap")).integers(0, clips, (resamples, clips))
+@functools.lru_cache(maxsize=32)
+def _weights(clips: int, seed: int, resamples: int) -> Float[np.ndarray, "R C"]:
+    """How often each clip is drawn in each resample, over the number of clips: a resample's mean is one product."""
+    rng = np.random.default_rng(stream_seed(seed, 0, clips, "bootstrap"))
+    drawn = rng.integers(0, clips, (resamples, clips)) + clips * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * clips).reshape(resamples, clips) / clips
 
 
 def _bounds(draws: Float[np.ndarray, " R"], clips: int, level: float) -> tuple[float, float]:

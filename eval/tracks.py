@@ -19,6 +19,8 @@ from newtonrewards.core.errors import InputError, ShapeError
 PRESENT_SHARE = 0.05
 # ... and so is one under this many pixels.
 PRESENT_PIXELS = 3.0
+# A half stored in 8 bits reads as .502 and is still no more than a half.
+ABOVE_HALF = 0.503
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +146,9 @@ def centroid(soft: Float[np.ndarray, "T H W"]) -> tuple[Float[np.ndarray, "T 2"]
 def track_from_masks(
     soft: Float[np.ndarray, "T H W"], fps: float, valid: Bool[np.ndarray, " T"] | None = None
 ) -> Track:
-    """Track of given soft masks in [0, 1]: soft for the centre, above .5 for overlap."""
+    """Track of given soft masks in [0, 1]: soft for the centre, above one half for overlap."""
     position, area = centroid(soft)
-    hard = (soft > 0.5) & np.isfinite(position[:, :1, None])
+    hard = (soft > ABOVE_HALF) & np.isfinite(position[:, :1, None])
     return Track(position, hard, area, np.ones(len(soft), dtype=bool) if valid is None else valid, fps)
 
 

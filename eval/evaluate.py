@@ -1,0 +1,375 @@
+"""`newtonrewards evaluate`: generated clips against simulated truth, arm beside arm, with paired intervals.
+
+Each arm is a folder of videos named like the true clips. A file that is broken or missing is named, the rest goes on,
+and the command ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from newtonrewards.core.clip import Clip, ClipBatch
+from newtonrewards.core.errors import InputError, NewtonError
+from newtonrewards.core.run import output_folder, provenance, read_jsonl
+from newtonrewards.core.video import read_clip
+from newtonrewards.eval import segment, stats
+from newtonrewards.eval.metrics import METRICS, METRICS_VERSION, measure, window
+from newtonrewards.eval.results import (
+    ALL,
+    OOD,
+    TRUTH,
+    ArmInfo,
+    Failure,
+    MetricInfo,
+    Path2D,
+    Score,
+    Summary,
+    TrackRecord,
+    finite,
+    write_results,
+)
+from newtonrewards.eval.summary import pairs_of, summarise
+from newtonrewards.eval.tracks import Track, fit_constant_acceleration, true_track, velocity
+from newtonrewards.rewards.reward import TERMS, Reward, RewardConfig, TermConfig
+from newtonrewards.simulation.store import ClipFolder
+
+HEADLINE = ("rmse_v", "rmse_a", "l2", "iou", "area_ratio", "presence")
+REWARD_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A folder of generated clips: `FOLDER/NAME.mp4`, or `FOLDER/clips/NAME.mp4` as the simulator writes."""
+
+    name: str
+    folder: Path
+
+    def file(self, clip: str) -> Path:
+        nested = self.folder / "clips" / f"{clip}.mp4"
+        return nested if nested.is_file() else self.folder / f"{clip}.mp4"
+
+    def settings(self) -> dict[str, Any]:
+        """What the generator recorded for all clips alike."""
+        index = self.folder / "index.jsonl"
+        rows = read_jsonl(index) if index.is_file() else []
+        if not rows:
+            return {}
+        return {key: value for key, value in rows[0].items() if all(row.get(key) == value for row in rows)}
+
+
+@dataclass
+class Outcome:
+    """What one pass over the clips found."""
+
+    scores: list[Score] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    kinds: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def evaluate(
+    truth: Path, arms: Sequence[Arm], out: Path, *, baselines: Sequence[str] = (), rewards: bool = False, seed: int = 0
+) -> Summary:
+    """Measure every clip of every arm and write `scores.jsonl` and `summary.json`.
+
+    Args:
+        truth: folder that `newtonrewards simulate` wrote, with masks.
+        arms: folders of generated clips.
+        out: folder of the results.
+        baselines: arms with which those that stand after them are compared; empty: all arms.
+        rewards: also the penalties of `rewards.TERMS`, through the frozen networks.
+        seed: of the bootstrap.
+    Raises:
+        InputError: no such folder, unknown baseline, or no clip could be measured at all.
+    """
+    _check(arms, baselines)
+    output_folder(out)
+    folder = ClipFolder(truth)
+    everyone = [Arm(TRUTH, truth), *arms]
+    outcome = _measure_all(folder, everyone, out)
+    if not any(score.arm != TRUTH for score in outcome.scores):
+        first = outcome.failures[0].reason if outcome.failures else "no clips"
+        raise InputError(f"no clip of any arm could be measured; the first: {first}", where=truth)
+    definitions = {name: _info(name) for name in METRICS}
+    if rewards:
+        definitions |= _add_rewards(folder, everyone, outcome)
+    summary = summarise(
+        outcome.scores,
+        clips=outcome.kinds,
+        arms=[_arm_info(arm, out, outcome.scores) for arm in everyone],
+        metrics=definitions,
+        headline=HEADLINE,
+        pairs=pairs_of([arm.name for arm in arms], baselines),
+        failures=outcome.failures,
+        truth=os.path.relpath(truth, out),
+        provenance=provenance(),
+        settings={
+            "seed": seed,
+            "resamples": stats.RESAMPLES,
+            "level": stats.LEVEL,
+            "metrics_version": METRICS_VERSION,
+            "tracker": segment.SETTINGS,
+        },
+        seed=seed,
+    )
+    write_results(out, summary, outcome.scores)
+    return summary
+
+
+def _check(arms: Sequence[Arm], baselines: Sequence[str]) -> None:
+    names = [arm.name for arm in arms]
+    for arm in arms:
+        if not arm.folder.is_dir():
+            raise InputError(f"arm '{arm.name}' has no such folder", where=arm.folder, fix="Generate its clips first.")
+    twice = {name for name in names if names.count(name) > 1 or name == TRUTH}
+    if twice:
+        raise InputError(f"arm names must differ from each other and from '{TRUTH}', got {sorted(twice)}")
+    unknown = [name for name in baselines if name not in names]
+    if unknown:
+        raise InputError(f"unknown baseline '{unknown[0]}'", where="--baseline", fix=f"Use one of {', '.join(names)}.")
+
+
+# ---- one clip after the other ---------------------------------------------------------------------------------------
+
+
+def _measure_all(folder: ClipFolder, arms: Sequence[Arm], out: Path) -> Outcome:
+    outcome = Outcome()
+    for index, name in enumerate(tqdm(folder.names, desc="evaluate", unit="clip")):
+        row = folder.rows[index]
+        outcome.kinds.append((name, str(row["primitive"]), str(row["shift"])))
+        try:
+            clip = folder[index]
+            scene, truth = segment.learn_scene(clip), true_track(clip)
+        except NewtonError as error:
+            outcome.failures.append(Failure(arm=TRUTH, clip=name, reason=str(error)))
+            continue
+        for arm in arms:
+            try:
+                generated = clip if arm.name == TRUTH else _read(arm, name, clip, row)
+                outcome.scores.append(_score(arm, name, generated, segment.track(scene, generated), clip, truth, out))
+            except NewtonError as error:
+                outcome.failures.append(Failure(arm=arm.name, clip=name, reason=str(error)))
+    return outcome
+
+
+def _read(arm: Arm, name: str, truth: Clip, row: Mapping[str, Any]) -> Clip:
+    """A generated clip with physical time: its file plays slower or faster than life by the truth's own factor."""
+    path = arm.file(name)
+    if not path.is_file():
+        raise InputError("no such clip in this arm", where=path, fix="Generate it with the others.")
+    clip = read_clip(path)
+    factor = truth.fps / float(row.get("playback_fps") or truth.fps)
+    return Clip(frames=clip.frames, fps=clip.fps * factor, caption=truth.caption, source=clip.source)
+
+
+def _score(arm: Arm, name: str, clip: Clip, track: Track, truth_clip: Clip, truth: Track, out: Path) -> Score:
+    known = truth_clip.truth
+    source = clip.source if clip.source.path else truth_clip.source
+    return Score(
+        arm=arm.name,
+        clip=name,
+        primitive=known.primitive if known else "",
+        shift=known.shift if known else "",
+        caption=truth_clip.caption,
+        fps=float(clip.fps),
+        height=clip.frames.shape[-2],
+        width=clip.frames.shape[-1],
+        file=os.path.relpath(source.path, out),
+        sha256=source.sha256,
+        preprocessing=list(source.preprocessing),
+        values={key: finite(value) for key, value in measure(truth, track).items()},
+        track=track_record(truth, track),
+    )
+
+
+def track_record(truth: Track, track: Track) -> TrackRecord:
+    """Path and fit as the report draws them."""
+    usable = window(truth, track)
+    fit = fit_constant_acceleration(track, usable)
+    speed = np.linalg.norm(velocity(track.position, track.fps), axis=1)
+    fitted = None
+    if fit is not None:
+        seconds = track.seconds[usable]
+        steady = np.linalg.norm(fit.velocity + fit.acceleration * seconds[:, None], axis=1)
+        fitted = _path(seconds, fit.at(seconds), steady)
+    return TrackRecord(
+        path=_path(track.seconds, track.position, speed),
+        valid=usable.tolist(),
+        fit=fitted,
+        acceleration=None if fit is None else (float(fit.acceleration[0]), float(fit.acceleration[1])),
+    )
+
+
+def _path(seconds: np.ndarray, position: np.ndarray, speed: np.ndarray) -> Path2D:
+    def column(values: np.ndarray) -> list[float | None]:
+        return [finite(value, 5) for value in values.tolist()]
+
+    times = [round(value, 5) for value in seconds.tolist()]
+    return Path2D(seconds=times, x=column(position[:, 0]), y=column(position[:, 1]), speed=column(speed))
+
+
+def _info(name: str) -> MetricInfo:
+    metric = METRICS[name]
+    return MetricInfo(
+        label=metric.label, unit=metric.unit, direction=metric.direction, source=metric.source, says=metric.says
+    )
+
+
+def _arm_info(arm: Arm, out: Path, scores: Sequence[Score]) -> ArmInfo:
+    clips = sum(score.arm == arm.name for score in scores)
+    settings = {} if arm.name == TRUTH else arm.settings()
+    return ArmInfo(name=arm.name, folder=os.path.relpath(arm.folder, out), clips=clips, settings=settings)
+
+
+# ---- penalties of the rewards ---------------------------------------------------------------------------------------
+
+
+def _add_rewards(folder: ClipFolder, arms: Sequence[Arm], outcome: Outcome) -> dict[str, MetricInfo]:
+    """Put every term's raw penalty into the scores; returns their definitions."""
+    reward = Reward(RewardConfig(terms={name: TermConfig() for name in TERMS}))
+    place = {name: index for index, name in enumerate(folder.names)}
+    for start in tqdm(range(0, len(outcome.scores), REWARD_BATCH), desc="rewards", unit="batch"):
+        batch = outcome.scores[start : start + REWARD_BATCH]
+        for shape in sorted({(len(score.track.valid), score.height, score.width) for score in batch}):
+            alike = [s for s in batch if (len(s.track.valid), s.height, s.width) == shape]
+            _reward_batch(reward, folder, {arm.name: arm for arm in arms}, alike, place, outcome)
+    return {
+        f"reward/{name}": MetricInfo(
+            label=name,
+            unit=term.unit,
+            direction="lower",
+            source=term.source,
+            says="Penalty of the reward, through the frozen networks.",
+        )
+        for name, term in TERMS.items()
+    }
+
+
+def _reward_batch(
+    reward: Reward,
+    folder: ClipFolder,
+    arms: Mapping[str, Arm],
+    scores: Sequence[Score],
+    place: Mapping[str, int],
+    outcome: Outcome,
+) -> None:
+    truths = [folder[place[score.clip]] for score in scores]
+    if any(len(score.track.valid) != clip.num_frames for score, clip in zip(scores, truths, strict=True)):
+        return  # other length than the truth: the paired terms have nothing to compare
+    clips = [
+        truth if score.arm == TRUTH else _read(arms[score.arm], score.clip, truth, folder.rows[place[score.clip]])
+        for score, truth in zip(scores, truths, strict=True)
+    ]
+    with torch.no_grad():
+        output = reward(ClipBatch.stack([_bare(clip) for clip in clips]), ClipBatch.stack(truths))
+    for number, score in enumerate(scores):
+        values = {f"reward/{name}": finite(float(raw[number])) for name, raw in output.raw.items()}
+        outcome.scores[outcome.scores.index(score)] = score.model_copy(update={"values": score.values | values})
+
+
+def _bare(clip: Clip) -> Clip:
+    """Without the masks that only true clips have, so that all arms are measured by the same instrument."""
+    return Clip(frames=clip.frames, fps=float(clip.fps), caption=clip.caption)
+
+
+# ---- command --------------------------------------------------------------------------------------------------------
+
+
+def table(summary: Summary) -> Table:
+    """Means of all motions together in and out of distribution, and under them the paired changes in percent."""
+    result = Table(
+        title="all motions together; changes are paired, with 95 % intervals over clips",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    result.add_column("arm", no_wrap=True)
+    shown = [name for name in summary.headline if name != "presence"]  # five fit a terminal of 80 columns
+    for name in shown:
+        info = summary.metrics[name]
+        arrow = {"lower": "↓", "higher": "↑", "one": "→1"}.get(info.direction, "")
+        result.add_column(f"{name} {arrow}\n{info.unit}", justify="right")
+    for shift, title in (("id", "in distribution"), (OOD, "out of distribution")):
+        if not any(cell.shift == shift for cell in summary.cells):
+            continue
+        result.add_row(f"[bold]{title}")
+        for arm in summary.arms:
+            name = "truth (floor)" if arm.name == TRUTH else arm.name
+            result.add_row(name, *(_mean(summary, arm.name, metric, shift) for metric in shown))
+            for baseline in dict.fromkeys(change.baseline for change in summary.changes if change.arm == arm.name):
+                cells = [_change(summary, arm.name, baseline, metric, shift) for metric in shown]
+                result.add_row(f"[dim]  vs {baseline}", *cells)
+        result.add_section()
+    return result
+
+
+def _mean(summary: Summary, arm: str, metric: str, shift: str) -> str:
+    number = summary.cell(arm, metric, ALL, shift)
+    return "-" if number is None or number.value is None else f"{number.value:.4f}"[:6]
+
+
+def _change(summary: Summary, arm: str, baseline: str, metric: str, shift: str) -> str:
+    change = summary.change(arm, baseline, metric, ALL, shift)
+    if change is None or change.number.value is None:
+        return "-"
+    colour = {"better": "green", "worse": "red"}.get(change.verdict, "dim")
+    number = change.number
+    bounds = "" if number.low is None or number.high is None else f"\n\\[{number.low:+.0f},{number.high:+.0f}]"
+    return f"[{colour}]{number.value:+.1f} %{bounds}"
+
+
+def _arm(text: str) -> Arm:
+    name, equals, folder = text.partition("=")
+    if not equals or not name or not folder:
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form NAME=FOLDER")
+    return Arm(name, Path(folder))
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="newtonrewards evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: newtonrewards evaluate --truth runs/test --arm fine_tuned=runs/a --arm post_trained=runs/b "
+        "--out runs/results",
+    )
+    p.add_argument("--truth", type=Path, required=True, help="folder that `newtonrewards simulate` wrote")
+    p.add_argument("--arm", type=_arm, action="append", required=True, metavar="NAME=FOLDER",
+                   help="a folder of generated clips named like the true ones; give it once for each arm")  # fmt: skip
+    p.add_argument("--baseline", action="append", default=[], metavar="NAME",
+                   help="compare the arms after it with this one; repeatable (default: every arm)")  # fmt: skip
+    p.add_argument("--out", type=Path, required=True, help="folder for summary.json and scores.jsonl")
+    p.add_argument("--rewards", action="store_true", help="also the penalties of every reward term (runs the networks)")
+    p.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: all clips measured; 1: some failed, the rest is done; 2: nothing could be done."""
+    a = parser().parse_args(argv)
+    console = Console()
+    try:
+        summary = evaluate(a.truth, a.arm, a.out, baselines=a.baseline, rewards=a.rewards, seed=a.seed)
+    except NewtonError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    console.print(table(summary))
+    for failure in summary.failures:
+        print(f"{failure.arm}/{failure.clip}: {failure.reason}", file=sys.stderr)
+    console.print(f"{a.out / 'summary.json'}: {len(summary.arms)} arms, {sum(summary.counts.values())} clips each")
+    return 1 if summary.failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
