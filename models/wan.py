@@ -87,7 +87,7 @@ class WanModel:
         """
         try:
             pipeline = WanImageToVideoPipeline.from_pretrained(
-                str(path), torch_dtype={"vae": torch.float32, "default": dtype}, local_files_only=True
+                str(path), dtype={"vae": torch.float32, "default": dtype}, local_files_only=True
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
