@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,36 @@ def test_gif_is_read(tmp_path: Path, square_frames: Tensor) -> None:
     assert clip.frames.shape == square_frames.shape
     assert clip.fps == pytest.approx(10)
     assert (clip.frames - square_frames).abs().mean() < 0.05  # a palette of 256 colours
+
+
+@pytest.mark.parametrize(
+    ("degrees", "matrix", "corner"),
+    [
+        (90, (0, 65536, 0, -65536, 0, 0, 64 * 65536, 0), (2, -3)),
+        (180, (-65536, 0, 0, 0, -65536, 0, 128 * 65536, 64 * 65536), (-3, -3)),
+        (270, (0, -65536, 0, 65536, 0, 0, 0, 128 * 65536), (-3, 2)),
+    ],
+)
+def test_a_film_taken_with_a_turned_telephone_comes_upright(
+    tmp_path: Path, degrees: int, matrix: tuple[int, ...], corner: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
+    """The turn (clockwise) is written into the track header; the red top left corner tells where it went."""
+    frames = torch.zeros(3, 3, 64, 128)
+    frames[:, 0, :20, :30] = 1
+    path = tmp_path / "a.mp4"
+    write_video(path, frames, 10.0)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44
+    content[place : place + 36] = struct.pack(">9i", *matrix, 1 << 30)
+    path.write_bytes(content)
+    for reader in ("decord", "PyAV"):
+        if reader == "PyAV":
+            request.getfixturevalue("only_pyav")
+        clip = read_clip(path)
+        assert clip.source.preprocessing == (f"decoded with {reader}",)
+        assert clip.frames.shape[-2:] == ((128, 64) if degrees != 180 else (64, 128))
+        assert clip.frames[0, 0, corner[0], corner[1]] == 1
+        assert clip.frames[0, 0].mean() == pytest.approx(600 / 8192)
 
 
 def test_lossy_stays_near(tmp_path: Path, square_frames: Tensor) -> None:
