@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from newtonrewards.core.clip import Clip, Truth
 from newtonrewards.core.errors import InputError
@@ -29,7 +30,7 @@ def write_clip(folder: Path, name: str, clip: Clip, arrays: tuple[str, ...] = AR
     truth = clip.truth
     assert truth is not None and clip.masks is not None and clip.valid is not None
     write_video(folder / "clips" / f"{name}.mp4", clip.frames, clip.source.playback_fps or clip.fps, lossless=True)
-    content: dict[str, np.ndarray[Any, Any]] = {}
+    content: dict[str, NDArray[Any]] = {}
     if "masks" in arrays:
         content["masks"] = (clip.masks * 255).round().to(torch.uint8).numpy()
     if "flow" in arrays and truth.flow is not None:
@@ -103,7 +104,7 @@ class ClipFolder:
             truth = replace(truth, **{key: torch.from_numpy(arrays[key]).float() for key in ("flow", "depth") if key in arrays})
         return replace(made, truth=truth, source=clip.source)
 
-    def _arrays(self, index: int) -> dict[str, np.ndarray[Any, Any]]:
+    def _arrays(self, index: int) -> dict[str, NDArray[Any]]:
         path = self.path / "clips" / f"{self.names[index]}.npz"
         wanted = ARRAYS if self.with_flow else ("masks",)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -11,6 +11,7 @@ from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import stream
 
 
+@runtime_checkable
 class ClipDataset(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Clip: ...

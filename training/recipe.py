@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -52,7 +52,7 @@ class SamplingConfig(Config):
     grad_steps: int = Field(2, ge=1)
 
     @model_validator(mode="after")
-    def _last_steps(self) -> Self:
+    def _last_steps(self) -> SamplingConfig:
         if self.grad_steps > self.num_inference_steps:
             raise ValueError(f"grad_steps {self.grad_steps} is more than num_inference_steps {self.num_inference_steps}")
         return self
@@ -97,7 +97,7 @@ class RewardStage(Config):
     optimiser: OptimiserConfig = OptimiserConfig()
 
     @model_validator(mode="after")
-    def _divides(self) -> Self:
+    def _divides(self) -> RewardStage:
         if self.batch_size % (self.reward_every * self.accumulate):
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of reward_every times accumulate")
         return self
