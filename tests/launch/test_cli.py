@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
@@ -13,10 +14,9 @@ from newtonrewards.core.errors import InputError
 from newtonrewards.launch import cli
 
 
-def test_every_command_in_the_table_can_be_called() -> None:
+def test_every_command_in_the_table_has_its_module() -> None:
     for name, command in cli.COMMANDS.items():
-        module = importlib.import_module(command.module)
-        assert callable(module.main), name
+        assert importlib.util.find_spec(command.module) is not None, name
 
 
 def test_help_lists_every_command_and_waits_for_no_library() -> None:
@@ -45,12 +45,10 @@ def test_no_argument_shows_the_usage_and_is_an_error(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.startswith("usage: newtonrewards COMMAND")
 
 
-@pytest.mark.parametrize(
-    ("typed", "hint"), [("simulat", "Did you mean 'simulate'?"), ("xyz", "Choose one of simulate,")]
-)
+@pytest.mark.parametrize(("typed", "hint"), [("simulat", "Did you mean 'simulate'?"), ("xyz", "Choose one of ")])
 def test_an_unknown_command_names_the_nearest(typed: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([typed]) == 2
-    assert capsys.readouterr().err == f"error: no command '{typed}'. {hint}" + capsys.readouterr().err or hint
+    assert capsys.readouterr().err.startswith(f"error: no command '{typed}'. {hint}")
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, raised: BaseException | int) -> list[Sequence[str]]:
