@@ -47,7 +47,7 @@ def add(
             f"no linear layer's name ends in {', '.join(targets)}", fix=f"Use some of {', '.join(WAN_TARGETS)}."
         )
     transformer.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=ends)  # type: ignore[arg-type]
+    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=ends)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, 0, 0, "lora"))
         transformer.add_adapter(config, adapter_name=ADAPTER)

@@ -1,0 +1,331 @@
+"""`newtonrewards generate`: clips from captions and first frames, one lossless file each.
+
+The noise of a clip is a function of the seed and of the clip's place in its folder alone, so two models that are given
+the same clips start from the same noise and can be compared one by one. The same command goes on where it was stopped.
+
+    newtonrewards generate --model models/weights/fine_tuned --clips runs/data/test --out runs/fine_tuned
+    newtonrewards generate --model models/weights/fine_tuned --lora runs/reward/model --clips runs/data/test --out post
+    newtonrewards generate --model Wan2.1-I2V --image ball.png --caption "a ball falls" --out runs/ball --num-frames 81
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from newtonrewards.core.errors import InputError, NewtonError, run_command
+from newtonrewards.core.recipe import validate
+from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_atomic
+from newtonrewards.core.video import read_clip, sha256, write_video
+from newtonrewards.models.base import VideoModel, VideoSpec, draw_noise
+from newtonrewards.models.load import PIPELINES, ModelConfig, load_video_model
+from newtonrewards.models.sampling import sample
+
+INDEX = "index.jsonl"
+# What makes two clips of one name different things; the rest of a row says where it came from.
+SETTINGS = (
+    "weights",
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "num_frames",
+    "height",
+    "width",
+    "negative_caption",
+)
+IDENTITY = ("caption", "index", "source_sha256")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to make.
+
+    Attributes:
+        name: of the file, without suffix.
+        caption: what happens.
+        index: its place in the folder it comes from; decides its noise.
+        source: video or picture whose first frame it starts from.
+    """
+
+    name: str
+    caption: str
+    index: int
+    source: Path
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Options of the sampler; see `sample`."""
+
+    seed: int = 0
+    num_inference_steps: int = 8
+    guidance_scale: float = 1.0
+    batch_size: int = 16
+
+
+def jobs_of_folder(folder: Path, limit: int | None = None) -> list[Job]:
+    """One job for each clip of a folder that `newtonrewards simulate` wrote.
+
+    Raises:
+        InputError: no index there, or a row without name or caption.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        raise InputError(f"no {INDEX} here", where=folder, fix="Make a folder of clips with `newtonrewards simulate`.")
+    rows = read_jsonl(index)[:limit]
+    try:
+        return [
+            Job(str(row["name"]), str(row["caption"]), number, folder / "clips" / f"{row['name']}.mp4")
+            for number, row in enumerate(rows)
+        ]
+    except KeyError as error:
+        raise InputError(f"a row has no {error}", where=index) from None
+
+
+def generate(
+    model: VideoModel, jobs: Sequence[Job], out: Path, sampling: Sampling, origin: dict[str, Any]
+) -> list[str]:
+    """Make the clips that `out` doesn't hold yet.
+
+    Args:
+        model: any VideoModel.
+        jobs: clips to make; batches are cut from this list, so that a resumed run computes the same batches.
+        out: folder for NAME.mp4 and index.jsonl.
+        sampling: seed, steps, guidance, batch size.
+        origin: what the rows say of the model: `weights` (a hash) and anything else.
+    Returns:
+        One line for each clip that could not be made.
+    Raises:
+        InputError: the folder holds clips made with other settings.
+    """
+    spec = model.spec
+    common = {
+        **origin,
+        "seed": sampling.seed,
+        "num_inference_steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+        "num_frames": spec.num_frames,
+        "height": spec.height,
+        "width": spec.width,
+        "negative_caption": getattr(model, "negative_caption", ""),
+        "fps": spec.fps,
+        "playback_fps": spec.playback_fps,
+    }
+    done = _rows_on_disk(out, common)
+    failures: list[str] = []
+    with tqdm(total=len(jobs), desc="generate", unit="clip") as bar:
+        for start in range(0, len(jobs), sampling.batch_size):
+            batch = jobs[start : start + sampling.batch_size]
+            rows = _rows(batch, common, failures)
+            if any(not _same(done.get(job.name), rows[job.name]) for job in batch if job.name in rows):
+                made = _make_each([job for job in batch if job.name in rows], model, sampling, failures)
+                for job, frames in made:
+                    _write(out, job, frames, rows[job.name], done, failures)
+            bar.update(len(batch))
+    order = {job.name: job.index for job in jobs}
+    kept = sorted(done.values(), key=lambda row: (order.get(row["name"], len(jobs)), row["name"]))
+    write_atomic(out / INDEX, "".join(json.dumps(row) + "\n" for row in kept))
+    return failures
+
+
+def fingerprint(*folders: Path) -> str:
+    """Hash of all weights in the folders (or files): clips of one name made by others are not the same clips."""
+    total = hashlib.sha256()
+    for folder in folders:
+        files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder]
+        for file in files:
+            total.update(f"{file.relative_to(folder)} {sha256(file)}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def _rows(batch: Sequence[Job], common: dict[str, Any], failures: list[str]) -> dict[str, dict[str, Any]]:
+    """The index row of each clip whose source can be read."""
+    rows = {}
+    for job in batch:
+        try:
+            digest = sha256(job.source)
+        except OSError as error:
+            failures.append(f"{job.source}: can't read this file ({error.strerror}).")
+            continue
+        identity = {"caption": job.caption, "index": job.index, "source_sha256": digest}
+        rows[job.name] = {"name": job.name, **identity, "source": str(job.source), **common}
+    return rows
+
+
+def _rows_on_disk(out: Path, common: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of whole clips by name, all of them made with these settings.
+
+    Raises:
+        InputError: naming the settings that differ.
+    """
+    rows = read_jsonl(out / INDEX) if (out / INDEX).is_file() else []
+    for row in rows:
+        other = [f"{key} {row.get(key)}, not {common[key]}" for key in SETTINGS if row.get(key) != common[key]]
+        if other:
+            raise InputError(
+                f"this folder holds clips made with other settings ({'; '.join(other)})",
+                where=out,
+                fix="Choose another --out, or replace them with --overwrite.",
+            )
+    return {row["name"]: row for row in rows if (out / f"{row['name']}.mp4").is_file()}
+
+
+def _same(row: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
+    return row is not None and all(row.get(key) == wanted[key] for key in IDENTITY)
+
+
+def _make_each(
+    batch: Sequence[Job], model: VideoModel, sampling: Sampling, failures: list[str]
+) -> list[tuple[Job, Float[Tensor, "T 3 H W"]]]:
+    """The clips of a batch; where something is wrong with one of them, one by one, so that only that one fails."""
+    if not batch:
+        return []
+    try:
+        return list(zip(batch, _make(batch, model, sampling), strict=True))
+    except NewtonError as error:
+        if len(batch) == 1:
+            failures.append(f"{batch[0].name}: {error}")
+            return []
+    return [made for job in batch for made in _make_each([job], model, sampling, failures)]
+
+
+@torch.no_grad()
+def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling) -> Float[Tensor, "B T 3 H W"]:
+    device = next(model.transformer.parameters()).device
+    first = torch.stack([read_first_frame(job.source, model.spec) for job in batch]).to(device)
+    condition = model.condition([job.caption for job in batch], first)
+    noise = draw_noise(model.spec, sampling.seed, 0, [job.index for job in batch], "generate").to(device)
+    latents = sample(
+        model,
+        condition,
+        noise,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+    )
+    return model.decode(latents, condition).cpu()
+
+
+def _write(
+    out: Path, job: Job, frames: Tensor, row: dict[str, Any], done: dict[str, dict[str, Any]], failures: list[str]
+) -> None:
+    """The file first, then its row: a clip with a row is whole. What is there already stays."""
+    if _same(done.get(job.name), row):
+        return
+    try:
+        write_video(out / f"{job.name}.mp4", frames, row["playback_fps"], lossless=True)
+    except NewtonError as error:
+        failures.append(f"{job.name}: {error}")
+        return
+    append_jsonl(out / INDEX, row)
+    done[job.name] = row
+
+
+def read_first_frame(path: Path, spec: VideoSpec) -> Float[Tensor, "3 H W"]:
+    """First frame of a video, or a picture, scaled to cover the model's size and cut at the centre.
+
+    Raises:
+        InputError: not a readable video or picture.
+    """
+    size = (spec.height, spec.width)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
+        return read_clip(path, num_frames=2, size=size).frames[0]
+    try:
+        with Image.open(path) as picture:
+            fitted = ImageOps.fit(picture.convert("RGB"), (spec.width, spec.height), Image.Resampling.LANCZOS)
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"can't read this picture ({error})", where=path) from None
+    return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 255
+
+
+def _kind(path: Path) -> str:
+    """Which `ModelConfig.name` a folder is of; `embedded` where it doesn't say, whose loader then names the problem."""
+    try:
+        found = json.loads((path / "model_index.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "embedded"
+    return next((name for name, pipeline in PIPELINES.items() if pipeline == found), "embedded")
+
+
+def _config(arguments: argparse.Namespace) -> ModelConfig:
+    given = {
+        key: getattr(arguments, key) for key in ("num_frames", "height", "width", "fps", "negative_caption", "dtype")
+    }
+    content = {key: value for key, value in given.items() if value is not None}
+    content |= {"name": _kind(arguments.model), "path": arguments.model, "lora": arguments.lora}
+    return validate(ModelConfig, content, where="generate")
+
+
+def _jobs(arguments: argparse.Namespace) -> list[Job]:
+    if arguments.clips is not None:
+        return jobs_of_folder(arguments.clips, arguments.limit)
+    if not arguments.caption:
+        raise InputError("--image needs a --caption", fix="Say what happens, as in --caption 'a ball falls'.")
+    return [Job(arguments.image.stem, arguments.caption, 0, arguments.image)]
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="newtonrewards generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--model", type=Path, required=True, help="folder of an embedded model or a diffusers Wan pipeline")
+    p.add_argument("--lora", type=Path, help="adapter to load onto it: a folder or a .safetensors file")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--clips", type=Path, help="folder of clips: their captions and first frames")
+    source.add_argument("--image", type=Path, help="one picture or video as the first frame (with --caption)")
+    p.add_argument("--caption", help="what happens after --image")
+    p.add_argument("--out", type=Path, required=True, help="folder for NAME.mp4 and index.jsonl")
+    p.add_argument("--seed", type=int, default=0, help="the noise is a function of it and a clip's place (default 0)")
+    p.add_argument("--num-inference-steps", type=int, default=8, help="Euler steps (default 8)")
+    p.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance, 1 is off (default 1)")
+    p.add_argument("--batch-size", type=int, default=16, help="clips at a time (default 16)")
+    p.add_argument("--limit", type=int, help="only the first so many clips of --clips")
+    p.add_argument("--overwrite", action="store_true", help="replace clips made with other settings")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    wan = p.add_argument_group("for Wan pipelines (the embedded model has its own size)")
+    wan.add_argument("--num-frames", type=int, help="4n + 1 (default 81)")
+    wan.add_argument("--height", type=int, help="px (default 480)")
+    wan.add_argument("--width", type=int, help="px (default 832)")
+    wan.add_argument("--fps", type=float, help="frames per second of physical time (default 16)")
+    wan.add_argument("--negative-caption", help="what guidance leads away from")
+    wan.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights in memory (default float32)")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    if arguments.batch_size < 1:
+        raise InputError(f"--batch-size is {arguments.batch_size}, it must be at least 1")
+    jobs = _jobs(arguments)
+    output_folder(arguments.out)
+    model = load_video_model(_config(arguments)).to(arguments.device)
+    parts = [path for path in (arguments.model, arguments.lora) if path is not None]
+    origin = {
+        "model": str(arguments.model),
+        "lora": None if arguments.lora is None else str(arguments.lora),
+        "weights": fingerprint(*parts),
+    }
+    if arguments.overwrite:
+        (arguments.out / INDEX).unlink(missing_ok=True)  # without its row a clip counts as not made
+    sampling = Sampling(arguments.seed, arguments.num_inference_steps, arguments.guidance_scale, arguments.batch_size)
+    failures = generate(model, jobs, arguments.out, sampling, origin)
+    for line in failures:
+        print(f"failed: {line}", file=sys.stderr)
+    print(f"{arguments.out}: {len(jobs) - len(failures)} of {len(jobs)} clips.")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
