@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 from tqdm import tqdm
 
-from newtonrewards.core.errors import InputError, NewtonError
+from newtonrewards.core.errors import InputError, run_command
 from newtonrewards.core.recipe import Config, load, validate
 from newtonrewards.core.run import output_folder, write_json
 from newtonrewards.simulation.motions import PRIMITIVES
@@ -147,7 +147,4 @@ def _listing(counts: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except NewtonError as error:
-        raise SystemExit(f"error: {error}") from None
+    raise SystemExit(run_command(main))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from newtonrewards.core.errors import NewtonError
+from newtonrewards.core.errors import run_command
 from newtonrewards.models.codec import PatchCodec
 from newtonrewards.models.embedded import EmbeddedConfig, EmbeddedModel
 from newtonrewards.simulation.store import ClipFolder
@@ -41,7 +41,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except NewtonError as error:
-        raise SystemExit(f"error: {error}") from None
+    raise SystemExit(run_command(main))

@@ -11,7 +11,7 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 
-from newtonrewards.core.errors import NewtonError
+from newtonrewards.core.errors import run_command
 from newtonrewards.core.recipe import load
 from newtonrewards.core.run import output_folder, provenance, write_atomic, write_json
 from newtonrewards.models.base import VideoModel
@@ -105,7 +105,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except NewtonError as error:
-        raise SystemExit(f"error: {error}") from None
+    raise SystemExit(run_command(main))
