@@ -7,6 +7,7 @@ and the command ends with 1.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from newtonrewards.core.clip import Clip, ClipBatch
-from newtonrewards.core.errors import InputError, NewtonError
+from newtonrewards.core.errors import InputError, NewtonError, run_command
 from newtonrewards.core.run import output_folder, provenance, read_jsonl
 from newtonrewards.core.video import read_clip
 from newtonrewards.eval import segment, stats
@@ -57,17 +58,20 @@ class Arm:
     name: str
     folder: Path
 
+    @functools.cached_property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """What the generator recorded, by clip; empty where it left no index."""
+        index = self.folder / "index.jsonl"
+        return {str(row.get("name")): row for row in read_jsonl(index)} if index.is_file() else {}
+
     def file(self, clip: str) -> Path:
         nested = self.folder / "clips" / f"{clip}.mp4"
         return nested if nested.is_file() else self.folder / f"{clip}.mp4"
 
     def settings(self) -> dict[str, Any]:
-        """What the generator recorded for all clips alike."""
-        index = self.folder / "index.jsonl"
-        rows = read_jsonl(index) if index.is_file() else []
-        if not rows:
-            return {}
-        return {key: value for key, value in rows[0].items() if all(row.get(key) == value for row in rows)}
+        """What was recorded alike for all clips."""
+        rows = list(self.rows.values())
+        return {key: value for key, value in rows[0].items() if all(r.get(key) == value for r in rows)} if rows else {}
 
 
 @dataclass
@@ -165,12 +169,15 @@ def _measure_all(folder: ClipFolder, arms: Sequence[Arm], out: Path) -> Outcome:
 
 
 def _read(arm: Arm, name: str, truth: Clip, row: Mapping[str, Any]) -> Clip:
-    """A generated clip with physical time: its file plays slower or faster than life by the truth's own factor."""
+    """A generated clip in physical time: its index says at which rate, else it plays as much slower than life as the
+    truth."""
     path = arm.file(name)
     if not path.is_file():
         raise InputError("no such clip in this arm", where=path, fix="Generate it with the others.")
     clip = read_clip(path)
-    factor = truth.fps / float(row.get("playback_fps") or truth.fps)
+    own = arm.rows.get(name, {})
+    rates = own if own.get("fps") and own.get("playback_fps") else row
+    factor = float(rates["fps"]) / float(rates.get("playback_fps") or rates["fps"])
     return Clip(frames=clip.frames, fps=clip.fps * factor, caption=truth.caption, source=clip.source)
 
 
@@ -356,14 +363,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: all clips measured; 1: some failed, the rest is done; 2: nothing could be done."""
+    """0: all clips measured; 1: some failed, the rest is done. Raises NewtonError if nothing could be done."""
     a = parser().parse_args(argv)
     console = Console()
-    try:
-        summary = evaluate(a.truth, a.arm, a.out, baselines=a.baseline, rewards=a.rewards, seed=a.seed)
-    except NewtonError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
+    summary = evaluate(a.truth, a.arm, a.out, baselines=a.baseline, rewards=a.rewards, seed=a.seed)
     console.print(table(summary))
     for failure in summary.failures:
         print(f"{failure.arm}/{failure.clip}: {failure.reason}", file=sys.stderr)
@@ -372,4 +375,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))
