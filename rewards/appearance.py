@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,7 @@ class AppearanceConfig(Config):
     layer: Literal["stride_8", "stride_16", "stride_32"] = "stride_16"
 
 
+@runtime_checkable
 class AppearanceEncoder(Protocol):
     """Anything that maps frames to feature maps."""
 

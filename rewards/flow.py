@@ -10,7 +10,7 @@ Letters: B clips, T frames, N = T - 1 pairs of consecutive frames, P pairs, H he
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class FlowConfig(Config):
     checkpoint: bool = False
 
 
+@runtime_checkable
 class FlowEstimator(Protocol):
     """Anything that maps frames to flow."""
 
