@@ -1,4 +1,4 @@
-"""beartype as the type system has it: an int is a float (PEP 484). The jaxtyping hook checks shapes with this in tests."""
+"""beartype as the type system has it: an int is a float (PEP 484). The jaxtyping hook checks shapes with this."""
 
 from beartype import BeartypeConf
 from beartype import beartype as _beartype
