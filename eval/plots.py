@@ -86,7 +86,7 @@ class Axis:
     @staticmethod
     def around(values: Sequence[float], start: float, end: float, *, tight: bool = False) -> Axis:
         low, high = min(values), max(values)
-        spread = high - low or max(abs(high), 1e-3)
+        spread = high - low or abs(high) or 1.0
         margin = 0.0 if tight and high > low else 0.06 * spread
         low, high = low - margin, high + margin
         return Axis(low, high, start, end, tuple(round_ticks(low, high)))
