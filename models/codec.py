@@ -31,27 +31,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from newtonrewards.core.errors import CheckpointError, InputError
+from newtonrewards.models import fade
 from newtonrewards.models.base import Latents
 
 # A patch whose root mean square change from frame 0 exceeds this (in pixel range [0, 1]) holds something that moves.
 ACTIVE_RMS = 0.02
+# ... and so does one whose fades exceed this.
+ACTIVE_FADE = 0.1
 # Component i is scaled by (sd_i / sd_0)^-0.5: halfway between pixel power and white. Measured best among .25, .5, .75.
 WHITENING = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class PatchCodec:
-    """Frames (B, T, 3, H, W) in [0, 1] <-> latents (B, k, t, h, w).
+    """Frames (B, T, 3, H, W) in [0, 1] <-> latents (B, c + k, t, h, w).
 
     Attributes:
         basis: (p, k) orthonormal columns, p = 3 x patch frames x patch height x patch width.
-        gain: (k,) factor from coefficient to latent.
+        gain: (c + k,) factor from coefficient to latent: fades, then components.
         num_frames, height, width: the clips' size, frame 0 included.
         patch: frames, height, width of a patch.
     """
 
     basis: Float[Tensor, "p k"]
-    gain: Float[Tensor, "k"]
+    gain: Float[Tensor, "_"]
     num_frames: int
     height: int
     width: int
@@ -70,33 +73,48 @@ class PatchCodec:
         Raises:
             InputError: no clip, a clip that doesn't move, or a patch that doesn't divide the clips.
         """
-        size, rows = _moving_rows(clips, patch)
+        size, rows, fades = _moving_rows(clips, patch)
         power, vectors = torch.linalg.eigh(rows.T @ rows)
         basis = _oriented(vectors.flip(1)[:, :components].contiguous())
         spread = power.flip(0)[:components].clamp(min=1e-12).sqrt()
         gain = (spread / spread[0]) ** -WHITENING
-        latent_power = (rows @ basis * gain).square().mean()
-        return PatchCodec(basis, gain / latent_power.sqrt(), *size, patch)
+        gain = gain / (rows @ basis * gain).square().mean().sqrt()
+        fade_gain = fades.square().mean().clamp(min=1e-6).rsqrt().expand(fades.shape[1])
+        return PatchCodec(basis, torch.cat([fade_gain, gain]), *size, patch)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         frames, height, width = self.patch
-        return self.basis.shape[1], (self.num_frames - 1) // frames, self.height // height, self.width // width
+        return len(self.gain), (self.num_frames - 1) // frames, self.height // height, self.width // width
 
     @property
     def size(self) -> tuple[int, int, int]:
         return self.num_frames, self.height, self.width
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        return fade.NODES * self.height // self.patch[1], fade.NODES * self.width // self.patch[2]
+
+    @property
+    def num_fades(self) -> int:
+        return len(self.gain) - self.basis.shape[1]
+
     def encode(self, frames: Float[Tensor, "B T 3 H W"]) -> Latents:
-        """Latents of the difference to frame 0; each active patch has unit power on average."""
-        rows = _rows(_differences(frames), self.size, self.patch) @ self.basis * self.gain
+        """Latents of the difference to frame 0: fades first, then components; unit power on average where it moves."""
+        fades, rest = _split(frames, self.grid)
+        rows = _rows(rest, self.size, self.patch) @ self.basis
         _, t, h, w = self.latent_shape
-        return rows.view(frames.shape[0], t, h, w, -1).permute(0, 4, 1, 2, 3).contiguous()
+        components = rows.view(frames.shape[0], t, h, w, -1).permute(0, 4, 1, 2, 3)
+        channels = torch.cat([fade.to_channels(fades, self.patch[0]), components], dim=1)
+        return channels * self.gain.view(-1, 1, 1, 1)
 
     def decode(self, latents: Latents, first_frame: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T 3 H W"]:
         """Frames in [0, 1], frame 0 as given. See `into_range` for the gradient at the ends of the range."""
-        rows = (latents.permute(0, 2, 3, 4, 1) / self.gain) @ self.basis.T
+        channels = latents / self.gain.view(-1, 1, 1, 1)
+        rows = channels[:, self.num_fades :].permute(0, 2, 3, 4, 1) @ self.basis.T
         differences = _unlapped(_uncut(rows, self.size, self.patch), self.patch)
+        fades = fade.from_channels(channels[:, : self.num_fades], self.patch[0])
+        differences = differences + fade.faded(fades, fade.detail(first_frame, self.patch[1]))
         later = into_range(first_frame[:, None] + differences)
         return torch.cat([first_frame[:, None], later], dim=1)
 
@@ -108,8 +126,10 @@ class PatchCodec:
 
     def moving(self, latents: Latents) -> Bool[Tensor, "B 1 t h w"]:
         """Which patches change from frame 0 by more than `ACTIVE_RMS`."""
-        coefficients = latents / self.gain.view(1, -1, 1, 1, 1)
-        return _active(coefficients.square().sum(1, keepdim=True) / self.basis.shape[0])
+        channels = latents / self.gain.view(-1, 1, 1, 1)
+        power = channels[:, self.num_fades :].square().sum(1, keepdim=True) / self.basis.shape[0]
+        fading = channels[:, : self.num_fades].square().mean(1, keepdim=True) > ACTIVE_FADE**2
+        return _active(power) | fading
 
     def to(self, device: torch.device | str) -> PatchCodec:
         return replace(self, basis=self.basis.to(device), gain=self.gain.to(device))
@@ -216,10 +236,6 @@ def _unlapped(differences: Tensor, patch: tuple[int, int, int]) -> Tensor:
     return _spatially(torch.einsum("st,bschw->btchw", times, differences), patch, inverse=True)
 
 
-def _differences(frames: Tensor) -> Tensor:
-    return frames[:, 1:] - frames[:, :1]
-
-
 def _rows(differences: Tensor, size: tuple[int, int, int], patch: tuple[int, int, int]) -> Float[Tensor, "n p"]:
     """Lap and cut (B, T-1, 3, H, W) into rows, one for each patch, ordered batch, time, height, width."""
     times = _lapping(differences.shape[1], patch[0], differences)
@@ -229,24 +245,34 @@ def _rows(differences: Tensor, size: tuple[int, int, int], patch: tuple[int, int
     return cut.permute(0, 1, 4, 6, 2, 3, 5, 7).reshape(-1, f * 3 * p * q)
 
 
+def _split(frames: Tensor, grid: tuple[int, int]) -> tuple[Float[Tensor, "B N g q"], Float[Tensor, "B N 3 H W"]]:
+    """Differences to frame 0 as fades of its detail, and the rest."""
+    differences = frames[:, 1:] - frames[:, :1]
+    details = fade.detail(frames[:, 0], fade.NODES * frames.shape[-2] // grid[0])
+    fades = fade.solve(differences, details, grid)
+    return fades, differences - fade.faded(fades, details)
+
+
 def _moving_rows(
     clips: Iterable[Tensor], patch: tuple[int, int, int]
-) -> tuple[tuple[int, int, int], Float[Tensor, "n p"]]:
-    """Size of the clips, and the rows of all patches in which something moves."""
-    sizes, moving = set(), []
+) -> tuple[tuple[int, int, int], Float[Tensor, "n p"], Float[Tensor, "n c"]]:
+    """Size of the clips, and of all patches in which something moves: the rest after fading as rows, and the fades."""
+    sizes, moving, fading = set(), [], []
     for clip in clips:
         size = (clip.shape[0], clip.shape[2], clip.shape[3])
         _check_patch(size, patch)
         sizes.add(size)
-        rows = _rows(_differences(clip[None]), size, patch)
-        moving.append(rows[_active(rows.square().mean(1))])
+        fades, rest = _split(clip[None], (fade.NODES * size[1] // patch[1], fade.NODES * size[2] // patch[2]))
+        active = _active(_rows(clip[None, 1:] - clip[None, :1], size, patch).square().mean(1))
+        moving.append(_rows(rest, size, patch)[active])
+        fading.append(fade.to_channels(fades, patch[0]).permute(0, 2, 3, 4, 1).flatten(0, 3)[active])
     count = sum(len(rows) for rows in moving)
     if len(sizes) != 1 or not count:
         raise InputError(
             f"can't fit the codec on clips of sizes {sorted(sizes)} with {count} moving patches",
             fix="Give clips of one size in which something moves.",
         )
-    return sizes.pop(), torch.cat(moving)
+    return sizes.pop(), torch.cat(moving), torch.cat(fading)
 
 
 def _uncut(rows: Tensor, size: tuple[int, int, int], patch: tuple[int, int, int]) -> Tensor:

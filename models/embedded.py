@@ -208,7 +208,7 @@ class EmbeddedModel:
 def _transformer(config: EmbeddedConfig, codec: PatchCodec) -> nn.Module:
     from diffusers import WanTransformer3DModel
 
-    components = codec.basis.shape[1]
+    components = codec.latent_shape[0]
     module: nn.Module = WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=config.num_heads,

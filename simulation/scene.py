@@ -198,7 +198,7 @@ def _draw(
         half_size=half_size,
         tilt=wedge.uphill * wedge.incline if wedge else 0.0,
         yaw=0.0 if shape in ("capsule",) or wedge else rng.uniform(-0.6, 0.6),
-        object_surface=Surface(str(rng.choice(assets.textures)), object_colours, rng.uniform(0.9, 1.5), _seed(rng)),
+        object_surface=Surface(str(rng.choice(assets.textures)), object_colours, rng.uniform(0.45, 0.7), _seed(rng)),
         wall=Surface(str(rng.choice(assets.walls)), wall_colour, rng.uniform(0.7, 1.4), _seed(rng)),
         floor=Surface("clouds", floor_colour, rng.uniform(0.8, 1.6), _seed(rng)),
         wedge=wedge,
@@ -277,8 +277,8 @@ def _colours(
     floor = _pair(rng, (hue + rng.uniform(-0.15, 0.15)) % 1, (0.08, 0.35), (0.45, 0.7), 0.12)
     ramp = _pair(rng, rng.random(), (0.1, 0.4), (0.5, 0.85), 0.10)
     away = (hue + rng.uniform(0.25, 0.75)) % 1
-    first = colorsys.hsv_to_rgb(away, rng.uniform(0.65, 0.95), rng.uniform(0.7, 0.95))
-    second = colorsys.hsv_to_rgb((away + rng.uniform(-0.12, 0.12)) % 1, rng.uniform(0.5, 0.95), rng.uniform(0.25, 0.5))
+    first = colorsys.hsv_to_rgb(away, rng.uniform(0.65, 0.95), rng.uniform(0.8, 1.0))
+    second = colorsys.hsv_to_rgb((away + rng.uniform(-0.12, 0.12)) % 1, rng.uniform(0.5, 0.95), rng.uniform(0.45, 0.65))
     return wall, floor, ramp, (first, second)
 
 
