@@ -22,15 +22,19 @@ from newtonrewards.rewards.window import Window, longest_window, tolerance
 # A shadow leaves the background at this share of its light or more; anything darker is an object.
 SHADOW = 0.55
 # Smallest colour difference to the background that counts, and how many times the noise it must be.
-DIFFERENCE, NOISE_FACTOR = 0.06, 6.0
+DIFFERENCE, NOISE_FACTOR = 0.04, 6.0
 # With more changed pixels than this in a typical frame, the camera moves or the light changes.
 MOVING_CAMERA = 0.35
+# Shifts tried (px), and the smallest error that is more than rounding.
+SHIFT, LEAST_ERROR = 4, 0.003
 # A patch may be gone for so many frames and still be linked.
 GAP = 2
 # Patches for each frame that are looked at, largest first.
 PATCHES = 12
 # Slower than this (px/frame) for so many frames in a row is rest.
 REST_SPEED, REST_FRAMES = 0.3, 4
+# A fast object is smeared: its velocity may be off by this share of its usual speed.
+BLUR_SHARE = 0.05
 # Smaller than this share of the frame is a speck.
 SPECK_SHARE = 1.5e-4
 
@@ -86,6 +90,8 @@ def find_object(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Found:
         frames: RGB in [0, 1].
         fps: frames per second of physical time.
     """
+    if camera_moves(frames):
+        return Found(np.zeros(frames.shape[:3], np.float32), "the background moves: the camera is not still", False, 0)
     difference = changed(frames)
     noise = 1.4826 * float(np.median(difference))
     threshold = min(max(DIFFERENCE, NOISE_FACTOR * noise), 0.4)
@@ -104,6 +110,30 @@ def find_object(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Found:
     others = sum(mark > 0.5 * marks[0][0] for mark, _ in marks[1:]) if marks[0][0] > 0 else 0
     soft = np.clip((difference - 0.5 * threshold) / threshold, 0, 1).astype(np.float32)
     return Found(np.where(_near(labels, best), soft, 0.0).astype(np.float32), "", True, others)
+
+
+def camera_moves(frames: Float[np.ndarray, "T H W 3"]) -> bool:
+    """Whether a shifted frame fits a later one clearly better than the frame as it is, for most pixels (the median:
+    an object is too small to count)."""
+    grey = frames.mean(-1)
+    for gap in {1, max(1, len(grey) // 4)}:
+        pairs = range(0, len(grey) - gap, max(1, (len(grey) - gap) // 8))
+        votes = [_fits_shifted(grey[t], grey[t + gap]) for t in pairs]
+        if votes and np.mean(votes) > 0.5:
+            return True
+    return False
+
+
+def _fits_shifted(first: Float[np.ndarray, "H W"], second: Float[np.ndarray, "H W"]) -> bool:
+    inner = (slice(SHIFT, -SHIFT), slice(SHIFT, -SHIFT))
+    errors = {
+        (dy, dx): float(np.median(np.abs(np.roll(first, (dy, dx), (0, 1)) - second)[inner]))
+        for dy in range(-SHIFT, SHIFT + 1)
+        for dx in range(-SHIFT, SHIFT + 1)
+        if abs(dx) == abs(dy) or dx * dy == 0
+    }
+    still = errors[0, 0]
+    return still > LEAST_ERROR and min(errors.values()) < 0.7 * still
 
 
 def changed(frames: Float[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "T H W"]:
@@ -188,7 +218,10 @@ def lawful(position: Float[np.ndarray, "T 2"], fps: float, height: int) -> Windo
 def lawful_velocities(velocity: Float[np.ndarray, "N 2"], fps: float, height: int) -> Window:
     """The same for velocities in H/s: rest is left out, for standing still obeys every law."""
     moving = np.where(resting(velocity, fps, height)[:, None], np.nan, velocity)
-    return longest_window(torch.from_numpy(moving).float(), tolerance(float(fps), height))
+    known = moving[np.isfinite(moving).all(axis=1)]
+    speed = float(np.median(np.linalg.norm(known, axis=1))) if len(known) else 0.0
+    tolerated = float(np.hypot(tolerance(fps, height), BLUR_SHARE * speed))
+    return longest_window(torch.from_numpy(moving).float(), tolerated)
 
 
 def resting(velocity: Float[np.ndarray, "N 2"], fps: float, height: int) -> Bool[np.ndarray, " N"]:

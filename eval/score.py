@@ -282,11 +282,11 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
 
 
 def table(scores: Sequence[VideoScore]) -> Table:
-    """One row for each video; H is a frame height."""
+    """One row for each video: acceleration and residual in H/s^2, 1 - cos of the look, log of the area ratio."""
     result = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    heads = ("video", "verdict", "frames", "|a| H/s²", "residual", "mass", "area", "conf.", "why")
+    heads = ("video", "verdict", "frames", "|a|", "residual", "mass", "area", "sure")
     for head in heads:
-        result.add_column(head, justify="right" if head in heads[2:8] else "left", overflow="fold")
+        result.add_column(head, justify="right" if head in heads[2:] else "left", overflow="fold")
     for score in scores:
         window = "-" if score.window is None else f"{score.window[0]}-{score.window[1]}"
         mark = {"steady": "green", "unsteady": "red", "object lost": "red"}.get(score.verdict, "dim")
@@ -298,8 +298,7 @@ def table(scores: Sequence[VideoScore]) -> Table:
             _text(score.residual),
             _text(score.mass_conserved),
             _text(score.area_change, "{:+.2f}"),
-            f"{score.confidence:.2f}",
-            score.reason,
+            f"{score.confidence:.0%}",
         )
     return result
 
@@ -350,7 +349,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores.append(outcome)
         if a.out is not None:
             append_jsonl(a.out, outcome.model_dump(mode="json"))
-    Console().print(table(scores))
+    console = Console()
+    console.print(table(scores))
+    for score in scores:
+        doubts = f" ({'; '.join(score.doubts)})" if score.doubts and score.doubts != [score.reason] else ""
+        console.print(f"{Path(score.where.file).name}: {score.verdict}, {score.reason}{doubts}", markup=False)
     if failed:
         print(f"{failed} of {len(files)} files could not be scored", file=sys.stderr)
     return 1 if failed else 0

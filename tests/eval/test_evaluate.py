@@ -106,13 +106,17 @@ def test_broken_and_missing_files_are_named_and_the_rest_goes_on(
 
 
 def test_nothing_to_do_is_an_error(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(command.main, ["--truth", str(world), "--arm", f"a={world / 'base'}", "--out", str(tmp_path)]) == 2
+    assert (
+        run_command(command.main, ["--truth", str(world), "--arm", f"a={world / 'base'}", "--out", str(tmp_path)]) == 2
+    )
     assert "index.jsonl" in capsys.readouterr().err
     assert run_command(command.main, arguments(world, tmp_path, "--baseline", "fine_tune")) == 2
     assert "fine_tune" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     arm = f"a={tmp_path / 'empty'}"
-    assert run_command(command.main, ["--truth", str(world / "truth"), "--arm", arm, "--out", str(tmp_path / "out")]) == 2
+    assert (
+        run_command(command.main, ["--truth", str(world / "truth"), "--arm", arm, "--out", str(tmp_path / "out")]) == 2
+    )
     assert "no such clip" in capsys.readouterr().err
 
 
