@@ -202,6 +202,8 @@ def _track_series(score: Score, key: str, css: str) -> Iterator[Series]:
 
 CURVES = {
     "loss": ("Loss", "What the optimiser minimises. Its size means little across stages."),
+    "flow_matching": ("Flow matching", "The supervised loss; in the reward stage it is the anchor."),
+    "reward": ("Reward", "Sum of the weighted terms; higher is better."),
     "raw": ("Penalties of the reward", "Each term in its own unit; lower is more physical."),
     "sentinel": ("Sentinels", "Alarms against winning by a trick; never trained on."),
     "unmeasured": ("Unmeasured", "Share of clips on which a term could not be measured."),
