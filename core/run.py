@@ -152,12 +152,14 @@ def provenance(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
+    if not (root / ".git").exists():  # installed: a repository further up would be somebody else's
+        return None
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return None  # an installed wheel has no repository: the version stands for the commit
+        return None
     return done.stdout.strip()
 
 

@@ -129,3 +129,9 @@ def test_provenance_names_versions_and_command() -> None:
     assert found["command"] == "train --out x"
     assert found["versions"]["torch"] == torch.__version__.split("+")[0]
     json.dumps(found, allow_nan=False)
+
+
+def test_an_installed_copy_does_not_claim_the_commit_of_a_repository_around_it() -> None:
+    assert run._git(Path(run.__file__).resolve().parent.parent, "rev-parse", "HEAD")
+    inside = Path(run.__file__).resolve().parent
+    assert run._git(inside, "rev-parse", "HEAD") is None
