@@ -46,11 +46,10 @@ def add(
         raise InputError(
             f"no linear layer's name ends in {', '.join(targets)}", fix=f"Use some of {', '.join(WAN_TARGETS)}."
         )
-    transformer.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=ends)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, 0, 0, "lora"))
-        transformer.add_adapter(config, adapter_name=ADAPTER)
+        transformer.add_adapter(config, adapter_name=ADAPTER)  # peft freezes everything else
 
 
 def is_attached(model: VideoModel) -> bool:

@@ -157,10 +157,11 @@ def test_the_loss_is_finite_for_each_sample_and_trains_everything_it_names(model
 def test_a_few_steps_on_one_clip_lower_its_loss(model: VideoModel, pair: Tensor) -> None:
     clean, noise = model.encode(pair), draw_noise(model.spec, 0, 0, [0, 1])
     sigma = torch.tensor([0.5, 0.8])
+    condition = model.condition(CAPTIONS, pair[:, 0])
     optimiser = torch.optim.Adam(model.transformer.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
-        loss = flow_matching_loss(model, clean, noise, sigma, model.condition(CAPTIONS, pair[:, 0])).mean()
+        loss = flow_matching_loss(model, clean, noise, sigma, condition).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

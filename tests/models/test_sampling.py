@@ -99,6 +99,8 @@ def test_no_gradient_without_grad_steps_and_no_requires_grad_is_touched() -> Non
     assert not latents.requires_grad
     assert model.transformer.weight.requires_grad
     assert not model.transformer.bias.requires_grad
+    sample(model, conditioned(model), noise, num_inference_steps=3, guidance_scale=1.0, grad_steps=3).mean().backward()
+    assert noise.grad is None  # the noise is given; only the model is to blame
 
 
 @pytest.mark.parametrize(("steps", "grad_steps"), [(0, 0), (4, 5), (4, -1)])
