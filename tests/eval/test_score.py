@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +164,14 @@ def test_bad_files_are_named_and_the_others_scored(tmp_path: Path, capsys: pytes
 def test_a_folder_without_videos_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(score.main, [str(tmp_path)]) == 2
     assert "no video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["score", "evaluate", "report"])
+def test_it_runs_without_diffusers(module: str) -> None:
+    code = (
+        f"import sys, newtonrewards.eval.{module}; sys.exit(bool({{'diffusers', 'transformers'}} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_rest_is_no_law() -> None:
