@@ -178,7 +178,7 @@ class Bar:
     note: str
 
 
-ROW, NAMES, NOTES = 22, 152, 142
+ROW, NAMES, NOTES = 22, 152, 160
 
 
 def interval_chart(title: str, bars: Sequence[Bar], width: int = 560) -> str:

@@ -177,7 +177,7 @@ def test_intervals_hold_their_ends() -> None:
     assert svg.count("<circle") == 2
     assert svg.count("whisker") == 1
     ends = [float(x) for x in re.findall(r'whisker good" x1="([\d.]+)" x2="([\d.]+)"', svg)[0]]
-    assert 152 <= ends[0] < ends[1] <= 560 - 142
+    assert 152 <= ends[0] < ends[1] <= 560 - 160
 
 
 def test_axis_maps_both_ends() -> None:
