@@ -1,10 +1,10 @@
 """Fades: how much of the first frame's detail each later frame still shows, place by place.
 
-Principal components can't remove a textured object from where it stood: its detail is as fine as the pixels, and what they
-leave behind is a ghost. But that detail is known, for the first frame is given. So a later frame is written as
-x_t = x_0 + c_t D + (the rest, by components), with D the first frame minus a blurred copy, and c_t a smooth field given on a
-coarse grid: -1 erases the detail under it. Decoding is linear in the fades and, for a given first frame, encoding is linear in
-the frames (a small least-squares problem for each clip).
+Principal components can't remove a textured object from where it stood: its detail is as fine as the pixels, and what
+they leave behind is a ghost. But that detail is known, for the first frame is given. So a later frame is written as
+x_t = x_0 + c_t D + (the rest, by components), with D the first frame minus a blurred copy, and c_t a smooth field
+given on a coarse grid: -1 erases the detail under it. Decoding is linear in the fades and, for a given first frame,
+encoding is linear in the frames (a small least-squares problem for each clip).
 
 Letters: B clips, N = T - 1 later frames, H height, W width in px, g, q rows and columns of the grid, n = g q nodes.
 """
@@ -19,8 +19,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 # Nodes of the grid along one side of a patch.
 NODES = 2
-# Least-squares weight that holds a fade at zero where the first frame has no detail to fade: about that of 30 pixels that
-# differ from their surroundings by 0.1.
+# Least-squares weight that holds a fade at zero where the first frame has no detail to fade: about that of 30 pixels
+# that differ from their surroundings by 0.1.
 RIDGE = 0.3
 
 
@@ -38,7 +38,7 @@ def spread(fades: Float[Tensor, "B N g q"], height: int, width: int) -> Float[Te
 def solve(
     differences: Float[Tensor, "B N 3 H W"], details: Float[Tensor, "B 3 H W"], grid: tuple[int, int]
 ) -> Float[Tensor, "B N g q"]:
-    """The fades that explain most of each frame's difference to the first: ridge regression, min |spread(c) D - d|^2 + r |c|^2."""
+    """The fades that explain most of each frame's difference d to the first: min |spread(c) D - d|^2 + r |c|^2."""
     height, width = details.shape[-2:]
     nodes = grid[0] * grid[1]
     basis = torch.eye(nodes, device=details.device, dtype=details.dtype).view(1, nodes, *grid)
