@@ -36,8 +36,8 @@ def model_folder(embedded: EmbeddedModel, tmp_path: Path) -> Path:
 
 
 def run(model: Path, source: Path, out: Path, *more: str) -> int:
-    arguments = ["--model", str(model), "--clips", str(source), "--out", str(out), "--num-inference-steps", "2", *more]
-    return run_command(generate.main, [*arguments, "--batch-size", "2"])
+    arguments = ["--model", str(model), "--clips", str(source), "--out", str(out), "--num-inference-steps", "2"]
+    return run_command(generate.main, [*arguments, "--batch-size", "2", *more])
 
 
 def pixels(path: Path) -> Tensor:
