@@ -91,9 +91,10 @@ def advected(first: Float[Tensor, "B H W"], flow: Float[Tensor, "B N 2 H W"]) ->
 
 
 def carried(first: Float[Tensor, "B H W"], flow: Float[Tensor, "B N 2 H W"]) -> Float[Tensor, "B N H W"]:
-    """The first frame's mask, carried along as one piece by the mean flow under it.
+    """The first frame's mask, carried along as one piece by the mean flow under its core.
 
-    Unlike in `advected`, pixels at the edge don't lag behind when the network reads them as background.
+    Unlike in `advected`, pixels at the edge don't lag behind when the network reads them as background. The core is the
+    mask without its outermost pixels, which a soft or shifted edge shares with the background.
 
     Args, returns: as `advected`.
     Source: ours.
@@ -102,13 +103,15 @@ def carried(first: Float[Tensor, "B H W"], flow: Float[Tensor, "B N 2 H W"]) -> 
     scale = torch.tensor([width, height], device=flow.device, dtype=flow.dtype) / 2
     base = F.affine_grid(_identity(first), [len(first), 1, height, width], align_corners=False)
     offset = torch.zeros(len(first), 2, device=flow.device, dtype=flow.dtype)
+    core = -F.max_pool2d(-first[:, None], 3, 1, 1) + 1e-3 * first[:, None]
+    both = torch.cat([first[:, None], core], 1)
     supports = []
     for step in range(flow.shape[1]):
         grid = base - (offset / scale)[:, None, None, :]
-        moved = F.grid_sample(first[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
-        supports.append(moved)
-        total = moved.sum((-2, -1)).clamp(min=1e-3)
-        offset = offset + torch.einsum("bhw,bchw->bc", moved, flow[:, step]) / total[:, None]
+        moved = F.grid_sample(both, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        supports.append(moved[:, 0])
+        total = moved[:, 1].sum((-2, -1)).clamp(min=1e-6)
+        offset = offset + torch.einsum("bhw,bchw->bc", moved[:, 1], flow[:, step]) / total[:, None]
     return torch.stack(supports, 1)
 
 
