@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -96,3 +97,13 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         shown = capsys.readouterr().out
         assert f"newtonrewards {name}" in shown
         assert "--out" in shown or name == "score"
+
+
+def test_the_test_command_runs_pytest_from_any_folder_with_its_arguments(tmp_path: Path) -> None:
+    """With the shape checks on: they refuse to start in a process that has imported a module of ours."""
+    command = [sys.executable, "-P", "-m", "newtonrewards.launch.cli", "test", "tests/core/test_errors.py", "-q"]
+    good = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert "passed" in good.stdout
+    none = subprocess.run([*command, "-k", "nothing_has_this_name"], cwd=tmp_path, capture_output=True, check=False)
+    assert none.returncode == 5  # pytest's code for no tests
