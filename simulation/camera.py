@@ -16,7 +16,9 @@ def focal_px(scene: Scene, size: int) -> float:
 
 
 def to_image_heights(scene: Scene, points: Array) -> Array:
-    """World points (N, 2) of the plane of motion to image coordinates in frame heights, x right, y down, origin top left."""
+    """World points (N, 2) of the plane of motion to image coordinates in frame heights, x right, y down, origin
+    top left.
+    """
     x, y = points[:, 0], points[:, 1]
     return np.stack([x / scene.view_m + 0.5, (scene.camera_height - y) / scene.view_m + 0.5], axis=1)
 

@@ -26,10 +26,9 @@ def caption(primitive: str, parameters: Mapping[str, float]) -> str:
                 f"floor friction {p['friction']:.2f}"
             )
         case "ramp_down":
-            text = f"an object slides down a ramp of {p['incline_deg']:.0f} degrees to the {side}, friction {p['friction']:.2f}"
+            ramp = f"{p['incline_deg']:.0f} degrees to the {side}"
+            text = f"an object slides down a ramp of {ramp}, friction {p['friction']:.2f}"
         case _:
-            text = (
-                f"an object slides up a ramp of {p['incline_deg']:.0f} degrees to the {side} at {p['speed_mps']:.2f} m/s, "
-                f"friction {p['friction']:.2f}"
-            )
+            ramp = f"{p['incline_deg']:.0f} degrees to the {side}"
+            text = f"an object slides up a ramp of {ramp} at {p['speed_mps']:.2f} m/s, friction {p['friction']:.2f}"
     return f"{text}, view {p['view_m']:.2f} m"

@@ -1,10 +1,12 @@
 """The five motions in closed form, with their events.
 
-A trajectory is a list of phases of constant acceleration; the breaks between them are the events. Nothing is integrated,
+A trajectory is a list of phases of constant acceleration; the breaks between them are the events. Nothing is
+integrated,
 so the truth has no step error. Coordinates: metres, x along the plane of motion, y up, of the object's centre relative
 to its rest position on the floor (y = 0: it touches). Source of the formulas: docs/physics.md §8.
 
-Letters: t time (s), p position (m), v velocity (m/s), a acceleration (m/s^2), th incline, mu Coulomb friction, g gravity.
+Letters: t time (s), p position (m), v velocity (m/s), a acceleration (m/s^2), th incline, mu Coulomb friction, g
+gravity.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Phase:
-    """Constant acceleration from `start` on: p(t) = position + velocity (t - start) + acceleration (t - start)^2 / 2."""
+    """Constant acceleration from `start` on: p(t) = position + velocity (t - start) + acceleration (t - start)^2 /
+    2.
+    """
 
     start: float
     position: Vector
@@ -47,11 +51,14 @@ class Trajectory:
     events: dict[str, float]
 
     def at(self, times: Array) -> tuple[Array, Array, Array]:
-        """Position, velocity and acceleration, each (N, 2), at N times (s); at an event the phase that begins counts."""
+        """Position, velocity and acceleration, each (N, 2), at N times (s); at an event the phase that begins
+        counts.
+        """
         starts = np.array([phase.start for phase in self.phases])
         which = np.maximum(np.searchsorted(starts, times, side="right") - 1, 0)
         p0, v0, a = (
-            np.array([getattr(phase, name) for phase in self.phases])[which] for name in ("position", "velocity", "acceleration")
+            np.array([getattr(phase, name) for phase in self.phases])[which]
+            for name in ("position", "velocity", "acceleration")
         )
         s = (times - starts[which])[:, None]
         return p0 + v0 * s + a * s * s / 2, v0 + a * s, a
@@ -93,7 +100,8 @@ def slide_down(th: float, mu: float, direction: float, g: float = GRAVITY) -> Tr
 
 
 def slide_up(th: float, mu: float, speed: float, direction: float, g: float = GRAVITY) -> Trajectory:
-    """Launched uphill at `speed`: decelerates at g (sin th + mu cos th), then slides back at g (sin th - mu cos th) or stays.
+    """Launched uphill at `speed`: decelerates at g (sin th + mu cos th), then slides back at g (sin th - mu cos th)
+    or stays.
 
     Args:
         direction: +1 if uphill points to +x, else -1.
@@ -109,7 +117,8 @@ def slide_up(th: float, mu: float, speed: float, direction: float, g: float = GR
 
 
 def straight_line(truth: Trajectory, duration: float) -> Trajectory:
-    """Wrong on purpose: constant velocity to where the true motion has its first break (or ends), then as the truth goes on.
+    """Wrong on purpose: constant velocity to where the true motion has its first break (or ends), then as the truth
+    goes on.
 
     Used for the imperfect clips that the base model is pre-trained on.
     """
@@ -123,7 +132,13 @@ def straight_line(truth: Trajectory, duration: float) -> Trajectory:
 
 
 def _slide_to_rest(
-    phases: list[Phase], events: dict[str, float], start: float, position: Vector, speed: float, axis: Vector, brake: float
+    phases: list[Phase],
+    events: dict[str, float],
+    start: float,
+    position: Vector,
+    speed: float,
+    axis: Vector,
+    brake: float,
 ) -> Trajectory:
     if speed == 0.0:
         return Trajectory((*phases, Phase(start, position, (0.0, 0.0))), events)

@@ -1,6 +1,7 @@
 """The kernels of the fast renderer: sphere-traced SDF objects over an analytic floor, wall and wedge.
 
-All of it is plain numba on arrays; `render.py` is the readable side. Lengths in metres, camera at (0, height, -distance)
+All of it is plain numba on arrays; `render.py` is the readable side. Lengths in metres, camera at (0, height,
+-distance)
 looking along +z, `focal` in pixels of the (sub)sampled image.
 """
 
@@ -23,7 +24,9 @@ HIT = 1e-3
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
 def sdf(kind, x, y, z, hx, hy, hz):
-    """Signed distance to a shape with half extents (hx, hy, hz); formulas after Inigo Quilez, iquilezles.org/articles/distfunctions."""
+    """Signed distance to a shape with half extents (hx, hy, hz); formulas after Inigo Quilez,
+    iquilezles.org/articles/distfunctions.
+    """
     if kind == 0:
         return math.sqrt(x * x + y * y + z * z) - hx
     if kind == 2:
@@ -74,7 +77,7 @@ def background_mix(kind, x, y, frequency, seed):
         row = math.floor(v * 1.6)
         shifted = u * 0.9 + 0.5 * (row % 2)
         joint = min(shifted - math.floor(shifted), 1.0) < 0.1 or v * 1.6 - row < 0.14
-        return 1.0 if joint else 0.5 * hashed(int(math.floor(shifted)), int(row), seed)
+        return 1.0 if joint else 0.5 * hashed(math.floor(shifted), int(row), seed)
     if kind == 2:
         panel = math.floor(u * 1.1)
         return 1.0 if u * 1.1 - panel < 0.08 else 0.3 * clouds + 0.4 * hashed(int(panel), 0, seed)
@@ -142,13 +145,17 @@ def wedge_hit(ox, oy, oz, dx, dy, dz, wedge):
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
-def trace_background(size, focal, height, distance, wall_z, wedge, has_wedge, light, kinds, frequencies, seeds, colours):
-    """Static part of the picture: hit point, lit colour split into ambient and direct light, and depth, for each sample.
+def trace_background(
+    size, focal, height, distance, wall_z, wedge, has_wedge, light, kinds, frequencies, seeds, colours
+):
+    """Static part of the picture: hit point, lit colour split into ambient and direct light, and depth, for each
+    sample.
 
     Args:
         kinds, frequencies, seeds, colours: of wall, floor, ramp; colours (3, 2, 3).
     Returns:
-        points (N, N, 3), albedo (N, N, 3), direct (N, N) = n.l without shadow of the object, depth (N, N) metres along z.
+        points (N, N, 3), albedo (N, N, 3), direct (N, N) = n.l without shadow of the object, depth (N, N) metres
+        along z.
     """
     points, albedo = np.empty((size, size, 3)), np.empty((size, size, 3))
     direct, depth = np.empty((size, size)), np.empty((size, size))
@@ -219,7 +226,24 @@ def object_shadow(px, py, pz, cx, cy_, light, kind, half, bound, ct, st, cyaw, s
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
 def trace_frames(
-    centres, size, focal, height, distance, points, albedo, direct, depth, light, kind, half, tilt, yaw, texture, frequency, seed, colours
+    centres,
+    size,
+    focal,
+    height,
+    distance,
+    points,
+    albedo,
+    direct,
+    depth,
+    light,
+    kind,
+    half,
+    tilt,
+    yaw,
+    texture,
+    frequency,
+    seed,
+    colours,
 ):
     """All samples of all frames.
 
@@ -237,7 +261,19 @@ def trace_frames(
         for i in range(size):
             for j in range(size):
                 lit = object_shadow(
-                    points[i, j, 0], points[i, j, 1], points[i, j, 2], cx, cy, light, kind, half, bound, ct, st, cyaw, syaw
+                    points[i, j, 0],
+                    points[i, j, 1],
+                    points[i, j, 2],
+                    cx,
+                    cy,
+                    light,
+                    kind,
+                    half,
+                    bound,
+                    ct,
+                    st,
+                    cyaw,
+                    syaw,
                 )
                 shade = AMBIENT + (1 - AMBIENT) * direct[i, j] * lit
                 for c in range(3):
@@ -265,9 +301,15 @@ def trace_frames(
                 if not found or t * uz > depth[i, j]:
                     continue
                 e = 2e-3
-                gx = sdf(kind, x + e, y, z, half[0], half[1], half[2]) - sdf(kind, x - e, y, z, half[0], half[1], half[2])
-                gy = sdf(kind, x, y + e, z, half[0], half[1], half[2]) - sdf(kind, x, y - e, z, half[0], half[1], half[2])
-                gz = sdf(kind, x, y, z + e, half[0], half[1], half[2]) - sdf(kind, x, y, z - e, half[0], half[1], half[2])
+                gx = sdf(kind, x + e, y, z, half[0], half[1], half[2]) - sdf(
+                    kind, x - e, y, z, half[0], half[1], half[2]
+                )
+                gy = sdf(kind, x, y + e, z, half[0], half[1], half[2]) - sdf(
+                    kind, x, y - e, z, half[0], half[1], half[2]
+                )
+                gz = sdf(kind, x, y, z + e, half[0], half[1], half[2]) - sdf(
+                    kind, x, y, z - e, half[0], half[1], half[2]
+                )
                 length = math.sqrt(gx * gx + gy * gy + gz * gz) + 1e-12
                 lx, ly, lz = local(light[0], light[1], light[2], ct, st, cyaw, syaw)
                 facing = max(0.0, (gx * lx + gy * ly + gz * lz) / length)
@@ -278,7 +320,8 @@ def trace_frames(
                 hit[f, i, j] = 1.0
                 deep[f, i, j] = t * uz
                 if f + 1 < frames:
-                    # a body that only translates, in a plane of constant depth: every point moves by the same image vector, over its depth
+                    # a body that only translates, in a plane of constant depth: every point moves by the same image
+                    # vector, over its depth
                     flow[f, i, j, 0] = focal * (centres[f + 1, 0] - cx) / (t * uz)
                     flow[f, i, j, 1] = -focal * (centres[f + 1, 1] - cy) / (t * uz)
     return colour, hit, deep, flow

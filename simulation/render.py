@@ -21,14 +21,23 @@ def render(scene: Scene) -> Clip:
     """Draw a scene.
 
     Returns:
-        A clip of (T, 3, S, S) frames rounded to 8 bits (so that a file holds the same numbers), soft masks (the share of a
-        pixel's samples that hit the object), exact flow and depth, track, events, and the frames before the first event.
+        A clip of (T, 3, S, S) frames rounded to 8 bits (so that a file holds the same numbers), soft masks (the share
+        of a
+        pixel's samples that hit the object), exact flow and depth, track, events, and the frames before the first
+        event.
     """
     samples = scene.size_px * OVERSAMPLING
     focal = focal_px(scene, samples)
     light = np.array(scene.light)
     backdrop = raycast.trace_background(
-        samples, focal, scene.camera_height, scene.camera_distance, scene.wall_m, *_wedge(scene), light, *_surfaces(scene)
+        samples,
+        focal,
+        scene.camera_height,
+        scene.camera_distance,
+        scene.wall_m,
+        *_wedge(scene),
+        light,
+        *_surfaces(scene),
     )
     look = scene.object_surface
     colour, hit, depth, flow = raycast.trace_frames(

@@ -1,6 +1,7 @@
 """A scene as pure data, drawn from (seed, split, index): object, background, camera, trajectory, parameters.
 
-World coordinates: metres, x right, y up, z away from the viewer. The motion lies in the plane z = 0, the floor is y = 0.
+World coordinates: metres, x right, y up, z away from the viewer. The motion lies in the plane z = 0, the floor is y =
+0.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Wedge:
 
 @dataclass(frozen=True)
 class Surface:
-    """A texture family with its two colours; `frequency` in periods per metre (background) or per half size (object)."""
+    """A texture family with its two colours; `frequency` in periods per metre (background) or per half size
+    (object).
+    """
 
     texture: str
     colours: tuple[Colour, Colour]
@@ -144,7 +147,8 @@ def sample_scene(
 ) -> Scene:
     """Draw a scene: the same for the same arguments, whatever was drawn before.
 
-    Camera and place are drawn before the trajectory is looked at, so the first frame doesn't give the answer away; a scene
+    Camera and place are drawn before the trajectory is looked at, so the first frame doesn't give the answer away; a
+    scene
     is drawn again only for the reasons recorded in `rejections`.
 
     Args:
@@ -162,7 +166,9 @@ def sample_scene(
     rng = np.random.default_rng(stream_seed(seed, 0, index, f"scene/{split}/{shift}/{primitive}"))
     reasons: list[str] = []
     for _ in range(MAX_ATTEMPTS):
-        scene = _draw(rng, ranges, primitive, split, shift, {k: rng.uniform(*v) for k, v in limits.items()}, (seed, index))
+        scene = _draw(
+            rng, ranges, primitive, split, shift, {k: rng.uniform(*v) for k, v in limits.items()}, (seed, index)
+        )
         reason = _problem(scene)
         if reason is None and rng.random() < imperfect:
             scene = _spoil(rng, scene)
@@ -170,11 +176,19 @@ def sample_scene(
         if reason is None:
             return replace(scene, rejections=tuple(reasons))
         reasons.append(reason)
-    raise InputError(f"no {primitive}/{shift} scene fits in {MAX_ATTEMPTS} draws: {dict(Counter(reasons))}", where="ranges.yaml")
+    raise InputError(
+        f"no {primitive}/{shift} scene fits in {MAX_ATTEMPTS} draws: {dict(Counter(reasons))}", where="ranges.yaml"
+    )
 
 
 def _draw(
-    rng: np.random.Generator, ranges: Ranges, primitive: str, split: str, shift: str, drawn: dict[str, float], key: tuple[int, int]
+    rng: np.random.Generator,
+    ranges: Ranges,
+    primitive: str,
+    split: str,
+    shift: str,
+    drawn: dict[str, float],
+    key: tuple[int, int],
 ) -> Scene:
     world, assets = ranges.world, ranges.assets["test" if split == "test" else "train"]
     view, direction = rng.uniform(*world.view_m), float(rng.choice([-1.0, 1.0]))
@@ -234,7 +248,12 @@ def _trajectory(primitive: str, p: dict[str, float], factor: float = 1.0) -> Tra
 
 
 def _origin(
-    rng: np.random.Generator, primitive: str, direction: float, view: float, half: tuple[float, float, float], wedge: Wedge | None
+    rng: np.random.Generator,
+    primitive: str,
+    direction: float,
+    view: float,
+    half: tuple[float, float, float],
+    wedge: Wedge | None,
 ) -> tuple[float, float]:
     """World place of trajectory point (0, 0): the object's centre at rest on the floor, or at its start on the ramp."""
     if wedge is None:
@@ -271,7 +290,9 @@ def _half_size(rng: np.random.Generator, shape: str, size: float) -> tuple[float
 def _colours(
     rng: np.random.Generator,
 ) -> tuple[tuple[Colour, Colour], tuple[Colour, Colour], tuple[Colour, Colour], tuple[Colour, Colour]]:
-    """Wall, floor, ramp and object; the object is saturated and stands off from the muted background in hue or lightness."""
+    """Wall, floor, ramp and object; the object is saturated and stands off from the muted background in hue or
+    lightness.
+    """
     hue = rng.random()
     wall = _pair(rng, hue, (0.08, 0.35), (0.65, 0.95), 0.14)
     floor = _pair(rng, (hue + rng.uniform(-0.15, 0.15)) % 1, (0.08, 0.35), (0.45, 0.7), 0.12)
@@ -290,7 +311,9 @@ def _pair(
 
 
 def _light(rng: np.random.Generator) -> tuple[float, float, float]:
-    """Unit vector to the light: from above, a little from the side and the front, so that shadows stay on floor and ramp."""
+    """Unit vector to the light: from above, a little from the side and the front, so that shadows stay on floor
+    and ramp.
+    """
     x, z = rng.uniform(-0.3, 0.3), rng.uniform(-0.4, -0.2)
     norm = math.sqrt(x * x + 1 + z * z)
     return x / norm, 1 / norm, z / norm
@@ -327,6 +350,9 @@ def _spoil(rng: np.random.Generator, scene: Scene) -> Scene:
     wobble = None
     if kind == "wobble":
         metres = 2.0 / 64 * scene.view_m  # up to about two pixels of the embedded world
-        x, y = rng.uniform(0.3, 1.0, 2) * metres
-        wobble = Wobble((x, y), tuple(rng.uniform(1.5, 4.0, 2)), tuple(rng.uniform(0, 2 * math.pi, 2)))  # type: ignore[arg-type]
+        amplitude, frequency, phase = (
+            (float(x), float(y))
+            for x, y in (rng.uniform(0.3, 1.0, 2) * metres, rng.uniform(1.5, 4.0, 2), rng.uniform(0, 2 * math.pi, 2))
+        )
+        wobble = Wobble(amplitude, frequency, phase)
     return replace(scene, trajectory=trajectory, wobble=wobble, imperfection=kind)

@@ -53,7 +53,10 @@ def shift_of(recipe: SimulateRecipe, index: int) -> tuple[str, str]:
     known = shifts_of(primitive)
     wanted = [name for name in known if name in recipe.shifts or (name != "id" and "ood" in recipe.shifts)]
     if not wanted:
-        raise InputError(f"{primitive} has none of the shifts {list(recipe.shifts)}", fix=f"It has {', '.join(known)}; `ood` takes all.")
+        raise InputError(
+            f"{primitive} has none of the shifts {list(recipe.shifts)}",
+            fix=f"It has {', '.join(known)}; `ood` takes all.",
+        )
     return primitive, wanted[(index // len(recipe.primitives)) % len(wanted)]
 
 
@@ -94,7 +97,9 @@ def _map(recipe: SimulateRecipe, out: Path, indices: list[int], workers: int) ->
 
 def _make(recipe: SimulateRecipe, out: Path, index: int) -> tuple[str, ...]:
     primitive, shift = shift_of(recipe, index)
-    scene = sample_scene(recipe.seed, index, split=recipe.split, shift=shift, primitive=primitive, imperfect=recipe.imperfect)
+    scene = sample_scene(
+        recipe.seed, index, split=recipe.split, shift=shift, primitive=primitive, imperfect=recipe.imperfect
+    )
     write_clip(out, f"{index:06d}", render(scene), recipe.arrays)
     return scene.rejections
 
@@ -120,11 +125,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--recipe", type=Path, help="YAML file with the options below; options given here win")
     p.add_argument("--num-clips", type=int, help="number of clips (default 100); the five motions take turns")
     p.add_argument("--split", choices=SPLITS, help="default train; test has its own families of shapes and textures")
-    p.add_argument("--shifts", nargs="+", choices=(*SHIFTS, "ood"), help="default id; `ood` takes every shift that a motion has")
+    p.add_argument(
+        "--shifts", nargs="+", choices=(*SHIFTS, "ood"), help="default id; `ood` takes every shift that a motion has"
+    )
     p.add_argument("--primitives", nargs="+", choices=PRIMITIVES, help="default: all five")
     p.add_argument("--seed", type=int, help="default 0; the same seed gives the same clips")
-    p.add_argument("--imperfect", type=float, help="share of clips with wrong physics, to pre-train a base model (default 0)")
-    p.add_argument("--arrays", nargs="*", choices=ARRAYS, help="ground truth to store beside frames and track (default: all)")
+    p.add_argument(
+        "--imperfect", type=float, help="share of clips with wrong physics, to pre-train a base model (default 0)"
+    )
+    p.add_argument(
+        "--arrays", nargs="*", choices=ARRAYS, help="ground truth to store beside frames and track (default: all)"
+    )
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     return p
 

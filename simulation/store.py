@@ -1,6 +1,7 @@
 """A folder of clips on disk and the data set that reads it.
 
-Layout: `recipe.json` (what was asked for), `index.jsonl` (one row for each clip: caption, rates, track, parameters), and
+Layout: `recipe.json` (what was asked for), `index.jsonl` (one row for each clip: caption, rates, track, parameters),
+and
 `clips/NAME.mp4` (lossless), `clips/NAME.npz` (arrays), `clips/NAME.json` (the clip's row; written last, so a clip whose
 row is there is whole).
 """
@@ -48,7 +49,14 @@ def clip_row(name: str, clip: Clip) -> dict[str, Any]:
     assert truth is not None and clip.valid is not None
     row = {field: getattr(truth, field) for field in Truth.__dataclass_fields__ if field not in ("flow", "depth")}
     return jsonable(
-        {"name": name, "caption": clip.caption, "fps": clip.fps, "playback_fps": clip.source.playback_fps, "valid": clip.valid, **row}
+        {
+            "name": name,
+            "caption": clip.caption,
+            "fps": clip.fps,
+            "playback_fps": clip.source.playback_fps,
+            "valid": clip.valid,
+            **row,
+        }
     )
 
 
@@ -72,12 +80,16 @@ class ClipFolder:
     def __init__(self, path: Path, *, with_flow: bool = False, cache: bool = False) -> None:
         if not (path / "index.jsonl").is_file():
             raise InputError(
-                "not a folder of simulated clips (no index.jsonl)", where=path, fix="Make one with `newtonrewards simulate --out`."
+                "not a folder of simulated clips (no index.jsonl)",
+                where=path,
+                fix="Make one with `newtonrewards simulate --out`.",
             )
         self.path, self.with_flow = path, with_flow
         self.rows = read_jsonl(path / "index.jsonl")
         if not self.rows:
-            raise InputError("the index holds no clip", where=path / "index.jsonl", fix="Simulate again with --num-clips above 0.")
+            raise InputError(
+                "the index holds no clip", where=path / "index.jsonl", fix="Simulate again with --num-clips above 0."
+            )
         self.names = [str(row["name"]) for row in self.rows]
         self._cache: dict[int, tuple[torch.Tensor, torch.Tensor | None]] | None = {} if cache else None
 
@@ -101,7 +113,8 @@ class ClipFolder:
         truth = made.truth
         assert truth is not None
         if self.with_flow:
-            truth = replace(truth, **{key: torch.from_numpy(arrays[key]).float() for key in ("flow", "depth") if key in arrays})
+            flow, depth = (torch.from_numpy(arrays[k]).float() if k in arrays else None for k in ("flow", "depth"))
+            truth = replace(truth, flow=flow, depth=depth)
         return replace(made, truth=truth, source=clip.source)
 
     def _arrays(self, index: int) -> dict[str, NDArray[Any]]:
@@ -111,7 +124,9 @@ class ClipFolder:
             with np.load(path, allow_pickle=False) as content:
                 return {key: content[key] for key in wanted if key in content.files}
         except (OSError, ValueError) as error:
-            raise InputError(f"can't read the arrays of this clip ({error})", where=path, fix="Run the same `simulate` again.") from None
+            raise InputError(
+                f"can't read the arrays of this clip ({error})", where=path, fix="Run the same `simulate` again."
+            ) from None
 
 
 def _clip(row: dict[str, Any], frames: torch.Tensor, masks: torch.Tensor | None) -> Clip:
@@ -120,6 +135,16 @@ def _clip(row: dict[str, Any], frames: torch.Tensor, masks: torch.Tensor | None)
 
     plain = ("metres_per_height", "primitive", "split", "shift", "events", "parameters", "seed")
     truth = Truth(
-        position=track("position"), velocity=track("velocity"), acceleration=track("acceleration"), **{key: row[key] for key in plain}
+        position=track("position"),
+        velocity=track("velocity"),
+        acceleration=track("acceleration"),
+        **{key: row[key] for key in plain},
     )
-    return Clip(frames=frames, fps=row["fps"], caption=row["caption"], masks=masks, valid=torch.tensor(row["valid"]), truth=truth)
+    return Clip(
+        frames=frames,
+        fps=row["fps"],
+        caption=row["caption"],
+        masks=masks,
+        valid=torch.tensor(row["valid"]),
+        truth=truth,
+    )

@@ -37,7 +37,9 @@ class Batches:
             InputError: the batch can't be shared evenly by the processes.
         """
         if batch_size % self.world:
-            raise InputError(f"batch_size {batch_size} can't be shared by {self.world} processes", fix="Make it a multiple.")
+            raise InputError(
+                f"batch_size {batch_size} can't be shared by {self.world} processes", fix="Make it a multiple."
+            )
         part = batch_size // self.world
         first = step * batch_size + self.rank * part
         numbers = range(first, first + part)

@@ -50,7 +50,9 @@ def save(accelerator: Accelerator, run: Path, recipe: TrainRecipe, step: int, st
             _save_shared(accelerator, path, state)
     except OSError as error:
         raise CheckpointError(
-            f"can't write the checkpoint ({error.strerror})", where=path, fix="The last good one is kept: free space, then resume."
+            f"can't write the checkpoint ({error.strerror})",
+            where=path,
+            fix="The last good one is kept: free space, then resume.",
         ) from None
     if accelerator.is_main_process:
         for old in checkpoints(run)[: -recipe.checkpoint.keep]:
@@ -84,11 +86,15 @@ def read_state(path: Path, recipe: TrainRecipe) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"can't read this checkpoint ({error})", where=path, fix="Delete it: the one before is used.") from None
+        raise CheckpointError(
+            f"can't read this checkpoint ({error})", where=path, fix="Delete it: the one before is used."
+        ) from None
     changed = differences(state["recipe"], decisive(recipe))
     if any(key.startswith("model.") for key in changed):
         raise CheckpointError(
-            f"a checkpoint of another model ({'; '.join(changed)})", where=path, fix="Choose another --out, or the recipe that wrote it."
+            f"a checkpoint of another model ({'; '.join(changed)})",
+            where=path,
+            fix="Choose another --out, or the recipe that wrote it.",
         )
     if changed:
         raise CheckpointError(
@@ -105,5 +111,7 @@ def differences(theirs: Any, mine: Any, key: str = "") -> list[str]:
         inner = [(f"{key}.{name}" if key else name, theirs[name], mine[name]) for name in theirs if name in mine]
         return [line for name, one, other in inner for line in differences(one, other, name)]
     if isinstance(theirs, list) and isinstance(mine, list) and len(theirs) == len(mine):
-        return [line for i, pair in enumerate(zip(theirs, mine, strict=True)) for line in differences(*pair, f"{key}[{i}]")]
+        return [
+            line for i, pair in enumerate(zip(theirs, mine, strict=True)) for line in differences(*pair, f"{key}[{i}]")
+        ]
     return [] if theirs == mine else [f"{key}: there {theirs}, here {mine}"]

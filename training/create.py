@@ -1,6 +1,6 @@
 """Make an untrained embedded model: fit its codec on simulated clips, draw its weights, write the folder.
 
-    python -m newtonrewards.training.create --clips runs/data/train --out runs/embedded/untrained
+python -m newtonrewards.training.create --clips runs/data/train --out runs/embedded/untrained
 """
 
 from __future__ import annotations

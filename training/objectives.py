@@ -25,7 +25,7 @@ from newtonrewards.training.recipe import RewardStage, SftStage
 class ObjectiveOutput:
     """`loss` (B,) is back-propagated; each log is one value for each clip it was measured on, NaN where it can't be."""
 
-    loss: Float[Tensor, "B"]  # noqa: F821
+    loss: Float[Tensor, "B"]
     logs: dict[str, Tensor]
 
 
@@ -42,7 +42,7 @@ class Objective(nn.Module):
     def model(self) -> VideoModel:
         return self._plain[0]
 
-    def flow_matching(self, batch: ClipBatch, caption_dropout: float = 0.0) -> Float[Tensor, "B"]:  # noqa: F821
+    def flow_matching(self, batch: ClipBatch, caption_dropout: float = 0.0) -> Float[Tensor, "B"]:
         """Flow-matching loss of each clip; noise and noise level come from the sample's own streams."""
         with torch.no_grad():
             clean = self.model.encode(batch.frames)
@@ -51,7 +51,9 @@ class Objective(nn.Module):
         noise = draw_noise(self.model.spec, self.seed, 0, batch.index, "flow_matching/noise").to(clean)
         sigma = draw_sigma(shift, self.seed, 0, batch.index, "flow_matching/sigma").to(clean)
         captions = [
-            "" if caption_dropout and torch.rand((), generator=stream(self.seed, 0, i, "caption")) < caption_dropout else text
+            ""
+            if caption_dropout and torch.rand((), generator=stream(self.seed, 0, i, "caption")) < caption_dropout
+            else text
             for i, text in zip(batch.index, batch.captions, strict=True)
         ]
         condition = self.model.condition(captions, batch.frames[:, 0])
@@ -71,7 +73,9 @@ class FlowMatchingObjective(Objective):
 
 
 class RewardObjective(Objective):
-    """Minus the reward of clips generated with gradient through the last sampling steps, plus the flow-matching anchor."""
+    """Minus the reward of clips generated with gradient through the last sampling steps, plus the flow-matching
+    anchor.
+    """
 
     def __init__(self, model: VideoModel, stage: RewardStage, reward: Reward, seed: int) -> None:
         super().__init__(model, seed)
@@ -89,7 +93,8 @@ class RewardObjective(Objective):
         # the rewarded clips are 1 of `reward_every`: scaled up, the mean over the batch is the mean over them
         loss = self.stage.anchor_weight * anchor
         loss = loss + torch.zeros_like(loss).index_put(
-            (torch.arange(0, len(batch), self.stage.reward_every, device=loss.device),), -output.total * self.stage.reward_every
+            (torch.arange(0, len(batch), self.stage.reward_every, device=loss.device),),
+            -output.total * self.stage.reward_every,
         )
         logs = {"flow_matching": anchor.detach(), "reward": output.total.detach()}
         for group in ("raw", "weighted", "unmeasured", "sentinels"):

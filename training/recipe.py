@@ -54,7 +54,9 @@ class SamplingConfig(Config):
     @model_validator(mode="after")
     def _last_steps(self) -> SamplingConfig:
         if self.grad_steps > self.num_inference_steps:
-            raise ValueError(f"grad_steps {self.grad_steps} is more than num_inference_steps {self.num_inference_steps}")
+            raise ValueError(
+                f"grad_steps {self.grad_steps} is more than num_inference_steps {self.num_inference_steps}"
+            )
         return self
 
 

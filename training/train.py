@@ -55,7 +55,13 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
 
 
 def _run_stage(
-    recipe: TrainRecipe, number: int, stage_objective: Objective, batches: Batches, run: Path, first_step: int, resume: Path | None
+    recipe: TrainRecipe,
+    number: int,
+    stage_objective: Objective,
+    batches: Batches,
+    run: Path,
+    first_step: int,
+    resume: Path | None,
 ) -> None:
     """One stage with an accelerator of its own, so that no wrapper or optimiser of the stage before is left."""
     accelerator = Accelerator(
@@ -87,8 +93,16 @@ def _last_state(recipe: TrainRecipe, run: Path) -> tuple[dict[str, Any] | None, 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="newtonrewards train", description=__doc__)
     p.add_argument("--recipe", type=Path, required=True, help="YAML file; see launch/recipes/")
-    p.add_argument("--out", type=Path, required=True, help="run folder; a run that was stopped goes on from its last checkpoint")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe, as stages.0.steps=10")
+    p.add_argument(
+        "--out", type=Path, required=True, help="run folder; a run that was stopped goes on from its last checkpoint"
+    )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value of the recipe, as stages.0.steps=10",
+    )
     p.add_argument("--dry-run", action="store_true", help="check the recipe, print it in full, and stop")
     return p
 
@@ -100,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
         return 0
     path = train(recipe, arguments.out)
-    print(f"{path}: trained {sum(stage.steps for stage in recipe.stages)} steps. Metrics in {arguments.out / 'metrics.jsonl'}.")
+    steps = sum(stage.steps for stage in recipe.stages)
+    print(f"{path}: trained {steps} steps. Metrics in {arguments.out / 'metrics.jsonl'}.")
     return 0
 
 

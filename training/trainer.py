@@ -42,15 +42,30 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: TrainRecipe, stage: int, objective: Objective, batches: Batches, accelerator: Accelerator, run: Path, first_step: int
+        self,
+        recipe: TrainRecipe,
+        stage: int,
+        objective: Objective,
+        batches: Batches,
+        accelerator: Accelerator,
+        run: Path,
+        first_step: int,
     ) -> None:
-        self.recipe, self.stage_number, self.batches, self.accelerator, self.run = recipe, stage, batches, accelerator, run
+        self.recipe, self.stage_number, self.batches, self.accelerator, self.run = (
+            recipe,
+            stage,
+            batches,
+            accelerator,
+            run,
+        )
         self.stage: Stage = recipe.stages[stage]
         self.first_step, self.step = first_step, first_step
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         prepared = accelerator.prepare(objective, *optimisers(objective, self.stage.optimiser))
         self.objective, self.optimisers = prepared[0], prepared[1:]
-        self.ema = None if recipe.ema is None else EMAModel(self.parameters, decay=recipe.ema, use_ema_warmup=True, power=0.75)
+        self.ema = (
+            None if recipe.ema is None else EMAModel(self.parameters, decay=recipe.ema, use_ema_warmup=True, power=0.75)
+        )
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
         self._interrupted = False
@@ -75,7 +90,9 @@ class Trainer:
                 if self.step % self.recipe.checkpoint.every == 0 or self.step == self.last_step or self._interrupted:
                     self.save()
                 if self._interrupted:
-                    raise Interrupted(f"stopped after step {self.step}", where=self.run, fix="The same command goes on from there.")
+                    raise Interrupted(
+                        f"stopped after step {self.step}", where=self.run, fix="The same command goes on from there."
+                    )
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step over the global batch; returns its means and norms."""

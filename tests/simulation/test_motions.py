@@ -73,7 +73,9 @@ def test_integrating_the_acceleration_gives_the_position(height: float, vx: floa
     position, velocity, _ = motion.at(times)
     steps = np.diff(times)[:, None]
     # trapezoids are exact inside a phase; the impact, a jump of velocity, falls into at most one step
-    integrated = position[0] + np.concatenate([np.zeros((1, 2)), np.cumsum((velocity[1:] + velocity[:-1]) / 2 * steps, axis=0)])
+    integrated = position[0] + np.concatenate(
+        [np.zeros((1, 2)), np.cumsum((velocity[1:] + velocity[:-1]) / 2 * steps, axis=0)]
+    )
     assert np.abs(integrated - position).max() < 2 * steps.max() * np.abs(velocity).max()
 
 

@@ -27,7 +27,9 @@ def test_soft_mask_centroid_follows_the_track(clips: list[Clip]) -> None:
         size = clip.frames.shape[-1]
         grid = (torch.arange(size) + 0.5) / size
         weight = clip.masks / clip.masks.sum((1, 2), keepdim=True)
-        centroid = torch.stack([(weight * grid[None, None, :]).sum((1, 2)), (weight * grid[None, :, None]).sum((1, 2))], 1)
+        centroid = torch.stack(
+            [(weight * grid[None, None, :]).sum((1, 2)), (weight * grid[None, :, None]).sum((1, 2))], 1
+        )
         # perspective shows a little of top or side, so the silhouette's centre isn't exactly the body's
         offset = (centroid - clip.truth.position) * size
         assert offset.abs().max() < 1.0
@@ -44,7 +46,9 @@ def test_flow_carries_each_frame_into_the_next(clips: list[Clip]) -> None:
             inside = clip.masks[t] > 0.99
             there = torch.stack([xs, ys], -1) + clip.truth.flow[t].permute(1, 2, 0)
             grid = (there + 0.5) / size * 2 - 1
-            warped = torch.nn.functional.grid_sample(clip.frames[t + 1][None], grid[None].float(), align_corners=False)[0]
+            warped = torch.nn.functional.grid_sample(clip.frames[t + 1][None], grid[None].float(), align_corners=False)[
+                0
+            ]
             moved.append((warped - clip.frames[t])[:, inside].abs().mean())
             still.append((clip.frames[t + 1] - clip.frames[t])[:, inside].abs().mean())
         assert torch.stack(moved).mean() < 0.5 * torch.stack(still).mean() + 0.01
@@ -86,7 +90,10 @@ def test_same_arguments_give_the_same_clip_and_others_another() -> None:
 def test_test_split_shares_no_family_with_training() -> None:
     drawn = {split: [sample_scene(1, i, split=split) for i in range(60)] for split in ("train", "val", "test")}
     for part in ("shape", "object_surface", "wall"):
-        seen = {split: {str(getattr(getattr(s, part), "texture", getattr(s, part))) for s in scenes} for split, scenes in drawn.items()}
+        seen = {
+            split: {str(getattr(getattr(s, part), "texture", getattr(s, part))) for s in scenes}
+            for split, scenes in drawn.items()
+        }
         assert not seen["test"] & (seen["train"] | seen["val"])
         assert len(seen["train"]) > 1
 

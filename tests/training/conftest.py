@@ -26,7 +26,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untrained(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Path:
     dataset = ClipFolder(clips)
     codec = PatchCodec.fit((dataset[i].frames for i in range(len(dataset))), components=24)
-    small = EmbeddedConfig(num_heads=2, head_dim=16, num_layers=2, ffn_dim=32, freq_dim=16, text_dim=16, text_layers=1, text_heads=2)
+    small = EmbeddedConfig(
+        num_heads=2, head_dim=16, num_layers=2, ffn_dim=32, freq_dim=16, text_dim=16, text_layers=1, text_heads=2
+    )
     path = tmp_path_factory.mktemp("models") / "untrained"
     EmbeddedModel.create(small, codec, seed=3).save(path)
     return path

@@ -98,14 +98,24 @@ def test_the_tracker_and_the_run_folder_tell_the_story(uninterrupted: Path) -> N
     rows = read_jsonl(uninterrupted / "metrics.jsonl")
     assert [row["stage"] for row in rows] == ["sft"] * 3 + ["reward"] * 3
     assert all(row["grad_norm"] > 0 and row["seconds"] > 0 for row in rows)
-    for name in ("raw/kinematic/second_difference", "weighted/mass/paired", "unmeasured/mass/paired", "sentinel/motion_energy"):
+    for name in (
+        "raw/kinematic/second_difference",
+        "weighted/mass/paired",
+        "unmeasured/mass/paired",
+        "sentinel/motion_energy",
+    ):
         assert name in rows[-1], name
     assert list(uninterrupted.rglob("events.out.tfevents*"))
-    assert json.loads((uninterrupted / "provenance.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert (
+        json.loads((uninterrupted / "provenance.json").read_text())["versions"]["torch"]
+        == torch.__version__.split("+")[0]
+    )
     assert len(checkpoints(uninterrupted)) == 3
 
 
-def test_a_checkpoint_of_another_model_or_recipe_is_refused(tmp_path: Path, recipe: TrainRecipe, uninterrupted: Path) -> None:
+def test_a_checkpoint_of_another_model_or_recipe_is_refused(
+    tmp_path: Path, recipe: TrainRecipe, uninterrupted: Path
+) -> None:
     other_model = recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora_rank": 3})})
     with pytest.raises(CheckpointError, match=r"another model.*lora_rank: there 2, here 3"):
         train(other_model, uninterrupted)
