@@ -21,6 +21,8 @@ from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import sample_scene
 
 SIZE, TIME, BATCH = 12, 6, 2
+# Rms change of a pixel. The features of flat walls bend sharply: mass/paired falls up to 2e-4 and rises again from 5e-4.
+STEP = 5e-5
 SUPPORTS: tuple[Support, ...] = ("mask", "advected", "carried", "colour", "motion", "pixel")
 USES_SUPPORT = [name for name in TERMS if name not in ("mass/paired", "mass/area")]
 CASES = [
@@ -129,5 +131,5 @@ def test_a_small_step_against_the_gradient_lowers_the_penalty(name: str, network
     assert frames.grad.isfinite().all()
     step = frames.grad / frames.grad.square().mean().sqrt()
     before = reward(reference.with_frames(frames.detach()), reference).raw[name]
-    after = reward(reference.with_frames((frames.detach() + 2e-3 * step).clamp(0, 1)), reference).raw[name]
+    after = reward(reference.with_frames((frames.detach() + STEP * step).clamp(0, 1)), reference).raw[name]
     assert after.sum() < before.sum()
