@@ -21,7 +21,7 @@ from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import sample_scene
 
 SIZE, TIME, BATCH = 12, 6, 2
-# Rms change of a pixel. The features of flat walls bend sharply: mass/paired falls up to 2e-4 and rises again from 5e-4.
+# Rms change of a pixel. Features of flat walls bend sharply: mass/paired falls up to 2e-4 and rises again from 5e-4.
 STEP = 5e-5
 SUPPORTS: tuple[Support, ...] = ("mask", "advected", "carried", "colour", "motion", "pixel")
 USES_SUPPORT = [name for name in TERMS if name not in ("mass/paired", "mass/area")]

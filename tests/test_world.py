@@ -155,7 +155,7 @@ def _unused(frames: Tensor) -> Tensor:
 def test_perfect_motion_has_almost_no_residual_in_its_exact_flow(
     support: Support, noise_px: float, reference: ClipBatch
 ) -> None:
-    """Free fall, two throws, and both ramps up to their turn. `carried` lags a little: its edge reads the background."""
+    """Free fall, two throws, and both ramps up to their turn. `carried` lags: its edge reads the background."""
     for name in ("kinematic/second_difference", "kinematic/fit"):
         assert (exact(perfect, name, support, reference) < noise_px**2 * PX2).all()
     assert (exact(perfect, "kinematic/acceleration", support, reference) == 0).all()
