@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
@@ -34,7 +35,7 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
         NewtonError: anything wrong with recipe, data, model or checkpoint; Interrupted after a signal.
     """
     output_folder(run)
-    process = PartialState()
+    process = PartialState(cpu=_on_cpu())
     state, path = _last_state(recipe, run)
     dataset = ClipFolder(recipe.data.clips, cache=recipe.data.cache)
     model = load_video_model(recipe.model).to(process.device)
@@ -51,6 +52,7 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
     if process.is_main_process:
         save_trained(model, recipe.model, run / "model")
     process.wait_for_everyone()
+    process.destroy_process_group()
     return run / "model"
 
 
@@ -65,6 +67,7 @@ def _run_stage(
 ) -> None:
     """One stage with an accelerator of its own, so that no wrapper or optimiser of the stage before is left."""
     accelerator = Accelerator(
+        cpu=_on_cpu(),
         mixed_precision="bf16" if recipe.precision == "bf16" else "no",
         log_with=list(recipe.trackers),
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run)),
@@ -76,13 +79,19 @@ def _run_stage(
     trainer.fit()
     if trainer.ema is not None:  # the averaged weights are what a stage hands on
         trainer.ema.copy_to(trainer.parameters)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # `end_training` would take the process group from the stages to come
+        tracker.finish()
 
 
 def objective(model: VideoModel, stage: Stage, seed: int) -> Objective:
     if isinstance(stage, RewardStage):
         return RewardObjective(model, stage, Reward(stage.reward), seed)
     return FlowMatchingObjective(model, stage, seed)
+
+
+def _on_cpu() -> bool:
+    """Said outright, since accelerate otherwise takes N processes under torchrun on a CPU for N lonely ones."""
+    return not torch.accelerator.is_available()
 
 
 def _last_state(recipe: TrainRecipe, run: Path) -> tuple[dict[str, Any] | None, Path | None]:

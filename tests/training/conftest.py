@@ -42,7 +42,7 @@ def content(clips: Path, untrained: Path) -> dict[str, Any]:
         "model": {"name": "embedded", "path": str(untrained), "lora_rank": 2},
         "data": {"clips": str(clips)},
         "stages": [
-            {"objective": "sft", "steps": 3, "batch_size": 4, "optimiser": {"lr": 1e-2}},
+            {"objective": "sft", "steps": 3, "batch_size": 4, "optimiser": {"lr": 1e-3}},
             {
                 "objective": "reward",
                 "steps": 3,
@@ -53,7 +53,7 @@ def content(clips: Path, untrained: Path) -> dict[str, Any]:
                     "flow": {"num_flow_updates": 1, "upsample": 2},
                     "terms": {"kinematic/second_difference": {"weight": 1.0}, "mass/paired": {"weight": 1.0}},
                 },
-                "optimiser": {"lr": 1e-2},
+                "optimiser": {"lr": 1e-3},
             },
         ],
         "ema": 0.9,

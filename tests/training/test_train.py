@@ -68,13 +68,15 @@ def test_killed_at_any_step_a_run_ends_in_the_same_bits(tmp_path: Path, written:
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path, written: Path, uninterrupted: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     run = tmp_path / "two"
     subprocess.run([*torchrun, *TRAIN, "--recipe", str(written), "--out", str(run)], check=True, env=ENVIRONMENT)
     ours, theirs = weights(run), weights(uninterrupted)
     assert ours.keys() == theirs.keys()
     for name in ours:
+        # Adam divides by the gradient's own size, so where that is mere rounding a step of 1e-3 may differ in part
         assert torch.allclose(ours[name], theirs[name], atol=1e-4), name
+    assert len(read_jsonl(run / "metrics.jsonl")) == 6, "each process ran on its own"
     losses = [[row["loss"] for row in read_jsonl(path / "metrics.jsonl")] for path in (run, uninterrupted)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
