@@ -243,10 +243,8 @@ class TermConfig(Config):
 
     Attributes:
         weight: factor of the raw penalty in the total, per unit of the term.
-        support: which pixels are the object; see `rewards.support`. Measured with the shipped flow network on val clips
-            (rms error of object velocity in px/frame): `colour` .13 on clean clips, .25 wobbling, .40 faded to half;
-            `carried` .15, .27, .41; `advected` .19, .33, .43; `motion`, whose gate is wider than the object, .68, .88,
-            .75; the true masks, which a generated clip doesn't have, .14, .25, .36.
+        support: which pixels are the object; see `rewards.support`. `colour` measured best of those that a generated
+            clip allows (rewards/weights/SOURCE.md has the table); the true masks, which it doesn't have, are no better.
     """
 
     weight: float = Field(default=1.0, ge=0)
