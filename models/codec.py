@@ -1,10 +1,11 @@
-"""The fixed linear autoencoder of the embedded model: fades of frame 0's detail (`fade.py`), and a PCA of lapped space-time
-patches of what else differs from frame 0.
+"""The fixed linear autoencoder of the embedded model: fades of frame 0's detail (`fade.py`) and principal components.
+
+The components are those of lapped space-time patches of what else differs from frame 0.
 
 Still backgrounds cost nothing and are exact, decoding is linear but for the final range, and fitting takes seconds.
 The patches are *lapped*: before cutting, an orthogonal filter mixes the pixels on both sides of each border, and its
 transpose undoes this after decoding, so that basis functions reach over borders at no extra token. PSNR in dB, whole
-frame / pixels under the object then or at the start, 100 clips after a fit on 300, measured without fades and with finer
+frame / pixels under the object then or at the start, 100 clips after a fit on 300; without fades, and with finer
 textures than the world has now (docs/embedded_model.md has what fades add):
 
 | components | plain       | lapped in y, x | lapped in t, y, x |
