@@ -190,7 +190,10 @@ def test_what_stops_the_installer_is_one_line_and_the_next_start_tries_again(
 def test_ctrl_c_while_installing_is_one_line_and_the_next_start_goes_on(house: House) -> None:
     command = [str(house.root / "newtonrewards"), "demo"]
     environment = house.environment(FAKE_PIP="hang")
+    # Tests that run in the background inherit an ignored SIGINT, which no shell can trap.
+    default = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, default)
     deadline = time.monotonic() + 10
     while not house.installs() and time.monotonic() < deadline:
         time.sleep(0.05)
