@@ -247,11 +247,16 @@ def _add_rewards(folder: ClipFolder, arms: Sequence[Arm], outcome: Outcome) -> d
     """Put every term's raw penalty into the scores; returns their definitions."""
     reward = Reward(RewardConfig(terms={name: TermConfig() for name in TERMS}))
     place = {name: index for index, name in enumerate(folder.names)}
-    for start in tqdm(range(0, len(outcome.scores), REWARD_BATCH), desc="rewards", unit="batch"):
-        batch = outcome.scores[start : start + REWARD_BATCH]
-        for shape in sorted({(len(score.track.valid), score.height, score.width) for score in batch}):
-            alike = [s for s in batch if (len(s.track.valid), s.height, s.width) == shape]
-            _reward_batch(reward, folder, {arm.name: arm for arm in arms}, alike, place, outcome)
+    folders = {arm.name: arm for arm in arms}
+    sizes: dict[tuple[int, int, int], list[int]] = {}
+    for number, score in enumerate(outcome.scores):
+        sizes.setdefault((len(score.track.valid), score.height, score.width), []).append(number)
+    batches = [alike[k : k + REWARD_BATCH] for alike in sizes.values() for k in range(0, len(alike), REWARD_BATCH)]
+    for batch in tqdm(batches, desc="rewards", unit="batch"):
+        scores = [outcome.scores[number] for number in batch]
+        for number, values in zip(batch, _penalties(reward, folder, folders, scores, place), strict=True):
+            score = outcome.scores[number]
+            outcome.scores[number] = score.model_copy(update={"values": score.values | values})
     return {
         f"reward/{name}": MetricInfo(
             label=name,
@@ -264,26 +269,23 @@ def _add_rewards(folder: ClipFolder, arms: Sequence[Arm], outcome: Outcome) -> d
     }
 
 
-def _reward_batch(
-    reward: Reward,
-    folder: ClipFolder,
-    arms: Mapping[str, Arm],
-    scores: Sequence[Score],
-    place: Mapping[str, int],
-    outcome: Outcome,
-) -> None:
+def _penalties(
+    reward: Reward, folder: ClipFolder, arms: Mapping[str, Arm], scores: Sequence[Score], place: Mapping[str, int]
+) -> list[dict[str, float | None]]:
+    """Raw penalties of clips of one size; none for clips of another length than the truth, which can't be paired."""
     truths = [folder[place[score.clip]] for score in scores]
     if any(len(score.track.valid) != clip.num_frames for score, clip in zip(scores, truths, strict=True)):
-        return  # other length than the truth: the paired terms have nothing to compare
+        return [{} for _ in scores]
     clips = [
         truth if score.arm == TRUTH else _read(arms[score.arm], score.clip, truth, folder.rows[place[score.clip]])
         for score, truth in zip(scores, truths, strict=True)
     ]
     with torch.no_grad():
         output = reward(ClipBatch.stack([_bare(clip) for clip in clips]), ClipBatch.stack(truths))
-    for number, score in enumerate(scores):
-        values = {f"reward/{name}": finite(float(raw[number])) for name, raw in output.raw.items()}
-        outcome.scores[outcome.scores.index(score)] = score.model_copy(update={"values": score.values | values})
+    return [
+        {f"reward/{name}": finite(float(raw[number])) for name, raw in output.raw.items()}
+        for number in range(len(scores))
+    ]
 
 
 def _bare(clip: Clip) -> Clip:

@@ -29,12 +29,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from newtonrewards.core.errors import CheckpointError, InputError
 from newtonrewards.models import fade
 from newtonrewards.models.base import Latents
+from newtonrewards.models.files import save_weights
 
 # A patch whose root mean square change from frame 0 exceeds this (in pixel range [0, 1]) holds something that moves.
 ACTIVE_RMS = 0.02
@@ -172,12 +172,6 @@ class _IntoRange(torch.autograd.Function):
         (pixels,) = ctx.saved_tensors
         outwards = ((pixels < 0) & (gradient > 0)) | ((pixels > 1) & (gradient < 0))
         return torch.where(outwards, torch.zeros_like(gradient), gradient)
-
-
-def save_weights(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """One safetensors file that everyone may read (the library makes it private)."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
-    path.chmod(0o644)
 
 
 def into_range(pixels: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

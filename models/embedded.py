@@ -23,7 +23,8 @@ from newtonrewards.core.errors import CheckpointError, InputError
 from newtonrewards.core.recipe import Config
 from newtonrewards.core.run import stream_seed, whole_folder, write_json
 from newtonrewards.models.base import Condition, Latents, PerSample, VideoSpec, check_clip_shape, check_condition_inputs
-from newtonrewards.models.codec import PatchCodec, save_weights
+from newtonrewards.models.codec import PatchCodec
+from newtonrewards.models.files import save_weights
 
 CLASS_NAME = "EmbeddedModel"  # what stands in model_index.json
 BYTE_VOCABULARY = 259  # 256 bytes and ByT5's padding, end and unknown

@@ -14,7 +14,7 @@ from torch import nn
 from newtonrewards.core.errors import CheckpointError, InputError
 from newtonrewards.core.run import stream_seed, whole_folder
 from newtonrewards.models.base import VideoModel
-from newtonrewards.models.codec import save_weights
+from newtonrewards.models.files import save_weights
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for in a folder
 ADAPTER = "default"

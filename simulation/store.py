@@ -40,7 +40,7 @@ def write_clip(folder: Path, name: str, clip: Clip, arrays: tuple[str, ...] = AR
         content["depth"] = truth.depth.to(torch.float16).numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **content)  # type: ignore[arg-type]
-    write_atomic(folder / "clips" / f"{name}.npz", buffer.getvalue())
+    write_atomic(folder / "clips" / f"{name}.npz", buffer.getvalue(), durable=False)
     write_json(folder / "clips" / f"{name}.json", clip_row(name, clip))
 
 

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from newtonrewards.core.errors import CheckpointError
-from newtonrewards.core.run import jsonable, whole_folder, write_json
+from newtonrewards.core.run import jsonable, write_json
 from newtonrewards.training.recipe import TrainRecipe
 
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
 FREE = {"checkpoint", "trackers"}
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint says of itself: its folder, the steps of the run so far, and the stage that it was in."""
+
+    path: Path
+    step: int
+    stage: int
 
 
 def decisive(recipe: TrainRecipe) -> dict[str, Any]:
@@ -42,12 +52,7 @@ def save(accelerator: Accelerator, run: Path, recipe: TrainRecipe, step: int, st
     path = run / "checkpoints" / f"step_{step:06d}"
     state = {"step": step, "stage": stage, "recipe": decisive(recipe)}
     try:
-        if accelerator.num_processes == 1:
-            with whole_folder(path) as temporary:
-                accelerator.save_state(str(temporary), safe_serialization=True)
-                write_json(temporary / "state.json", state)
-        else:
-            _save_shared(accelerator, path, state)
+        _write(accelerator, path, state)
     except OSError as error:
         raise CheckpointError(
             f"can't write the checkpoint ({error.strerror})",
@@ -61,23 +66,27 @@ def save(accelerator: Accelerator, run: Path, recipe: TrainRecipe, step: int, st
     return path
 
 
-def _save_shared(accelerator: Accelerator, path: Path, state: dict[str, Any]) -> None:
-    """Several processes write into one folder: the first makes and renames it, all wait."""
+def _write(accelerator: Accelerator, path: Path, state: dict[str, Any]) -> None:
+    """All processes write into one folder, whose name the first one knows: it makes and renames it, the others wait."""
     temporary = path.with_name(f".{path.name}.part")
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary), safe_serialization=True)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(temporary / "state.json", state)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
+    try:
+        accelerator.save_state(str(temporary), safe_serialization=True)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_json(temporary / "state.json", state)
+            shutil.rmtree(path, ignore_errors=True)  # the same step again, after a resume
+            temporary.rename(path)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     accelerator.wait_for_everyone()
 
 
-def read_state(path: Path, recipe: TrainRecipe) -> dict[str, Any]:
+def read_state(path: Path, recipe: TrainRecipe) -> State:
     """`state.json` of a checkpoint, checked against the recipe that wants to go on from it.
 
     Raises:
@@ -102,7 +111,7 @@ def read_state(path: Path, recipe: TrainRecipe) -> dict[str, Any]:
             where=path,
             fix="Choose another --out, or delete the folder to start over.",
         )
-    return state
+    return State(path, int(state["step"]), int(state["stage"]))
 
 
 def differences(theirs: Any, mine: Any, key: str = "") -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -36,7 +35,7 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
     """
     output_folder(run)
     process = PartialState(cpu=_on_cpu())
-    state, path = _last_state(recipe, run)
+    last = _last_state(recipe, run)
     dataset = ClipFolder(recipe.data.clips, cache=recipe.data.cache)
     model = load_video_model(recipe.model).to(process.device)
     batches = Batches(dataset, recipe.seed, process.process_index, process.num_processes)
@@ -45,8 +44,8 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
         write_atomic(run / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     first = 0
     for number, stage in enumerate(recipe.stages):
-        if state is None or state["stage"] <= number:
-            resume = path if state is not None and state["stage"] == number else None
+        if last is None or last.stage <= number:
+            resume = last if last is not None and last.stage == number else None
             _run_stage(recipe, number, objective(model, stage, recipe.seed), batches, run, first, resume)
         first += stage.steps
     if process.is_main_process:
@@ -63,7 +62,7 @@ def _run_stage(
     batches: Batches,
     run: Path,
     first_step: int,
-    resume: Path | None,
+    resume: checkpoint.State | None,
 ) -> None:
     """One stage with an accelerator of its own, so that no wrapper or optimiser of the stage before is left."""
     accelerator = Accelerator(
@@ -94,9 +93,9 @@ def _on_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
-def _last_state(recipe: TrainRecipe, run: Path) -> tuple[dict[str, Any] | None, Path | None]:
+def _last_state(recipe: TrainRecipe, run: Path) -> checkpoint.State | None:
     found = checkpoint.checkpoints(run)
-    return (checkpoint.read_state(found[-1], recipe), found[-1]) if found else (None, None)
+    return checkpoint.read_state(found[-1], recipe) if found else None
 
 
 def parser() -> argparse.ArgumentParser:

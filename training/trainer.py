@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import signal
 import time
@@ -121,16 +122,14 @@ class Trainer:
     def save(self) -> None:
         checkpoint.save(self.accelerator, self.run, self.recipe, self.step, self.stage_number)
 
-    def restore(self, path: Path) -> None:
+    def restore(self, state: checkpoint.State) -> None:
         """Go on from a checkpoint of this stage; rows of metrics written after it are dropped."""
-        self.accelerator.load_state(str(path))
-        self.step = step = int(checkpoint.read_state(path, self.recipe)["step"])
+        self.accelerator.load_state(str(state.path))
+        self.step = state.step
         metrics = self.run / "metrics.jsonl"
         if self.accelerator.is_main_process and metrics.exists():
-            kept = [row for row in read_jsonl(metrics) if row["step"] <= step]
-            write_atomic(metrics, "")
-            for row in kept:
-                append_jsonl(metrics, row)
+            kept = [row for row in read_jsonl(metrics) if row["step"] <= state.step]
+            write_atomic(metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def _means(self, parts: list[ObjectiveOutput]) -> dict[str, float]:
         values = {"loss": torch.cat([part.loss.detach() for part in parts])}

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from newtonrewards.core.errors import InputError, run_command
+from newtonrewards.core.video import read_clip, write_video
 from newtonrewards.eval import evaluate as command
 from newtonrewards.eval.results import (
     ALL,
@@ -85,6 +87,26 @@ def test_same_numbers_twice(results: Path, world: Path, tmp_path: Path) -> None:
     first, second = read_summary(results), read_summary(tmp_path)
     assert first.cells == second.cells
     assert first.changes == second.changes
+
+
+def test_penalties_of_the_rewards_stand_beside_the_metrics(world: Path, tmp_path: Path) -> None:
+    """The shipped flow network sees the wobble; a clip of another length is measured, but not paired."""
+    arm = tmp_path / "arm"
+    shutil.copytree(world / "base", arm)
+    frames = read_clip(arm / "000000.mp4").frames
+    write_video(arm / "000000.mp4", torch.cat([frames, frames[-1:]]), 10.0)
+    argv = ["--truth", str(world / "truth"), "--arm", f"base={arm}", "--out", str(tmp_path / "out"), "--rewards"]
+    assert command.main(argv) == 0
+    summary = read_summary(tmp_path / "out")
+    for name in ("second_difference", "fit", "acceleration", "velocity"):
+        metric = f"reward/kinematic/{name}"
+        assert value(summary, TRUTH, metric, ALL) < value(summary, "base", metric, ALL)
+    paired = summary.cell(TRUTH, "reward/mass/paired", ALL, ALL)
+    assert paired is not None
+    assert paired.value == pytest.approx(0, abs=1e-5)
+    number = summary.cell("base", "reward/mass/paired", ALL, ALL)
+    assert number is not None
+    assert (number.n, number.n_missing) == (19, 1)
 
 
 def test_broken_and_missing_files_are_named_and_the_rest_goes_on(

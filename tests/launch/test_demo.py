@@ -9,6 +9,7 @@ import pytest
 from newtonrewards.core.errors import InputError, Interrupted, RecipeError, run_command
 from newtonrewards.core.recipe import load
 from newtonrewards.core.run import read_jsonl
+from newtonrewards.eval.results import read_scores, read_summary
 from newtonrewards.launch import demo
 from newtonrewards.models.codec import PatchCodec
 from newtonrewards.models.embedded import EmbeddedConfig, EmbeddedModel
@@ -108,6 +109,24 @@ def test_it_stops_goes_on_and_ends_in_a_report(
     assert len(calls) == len(set(calls)) + 1
     with pytest.raises(InputError, match="another --out, or delete"):
         demo.main([*arguments, "--seed", "1"])
+    again = tmp_path / "again"
+    assert run_command(demo.main, ["--quick", "--out", str(again)]) == 0
+    same_twice(out, again)
+
+
+def same_twice(one: Path, other: Path) -> None:
+    """Same seed, same machine: the weights to the bit, and every number of the report."""
+    for arm in demo.TRAINED:
+        files = [sorted((run / arm / "model").rglob("*.safetensors")) for run in (one, other)]
+        assert files[0]
+        assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+    first, second = read_summary(one / "results"), read_summary(other / "results")
+    assert first.cells == second.cells
+    assert first.changes == second.changes
+    scores = [read_scores(run / "results") for run in (one, other)]
+    assert [(s.arm, s.clip, s.sha256, s.values) for s in scores[0]] == [
+        (s.arm, s.clip, s.sha256, s.values) for s in scores[1]
+    ]
 
 
 def test_arms_differ_only_by_their_weights(small: None, tmp_path: Path) -> None:
