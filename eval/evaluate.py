@@ -17,20 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from newtonrewards.core.clip import Clip, ClipBatch
 from newtonrewards.core.errors import InputError, NewtonError, run_command
 from newtonrewards.core.run import output_folder, provenance, read_jsonl
 from newtonrewards.core.video import read_clip
+from newtonrewards.core.workers import each
 from newtonrewards.eval import segment, stats
 from newtonrewards.eval.metrics import METRICS, METRICS_VERSION, measure, window
 from newtonrewards.eval.results import (
-    ALL,
-    OOD,
     TRUTH,
     ArmInfo,
     Failure,
@@ -43,6 +40,7 @@ from newtonrewards.eval.results import (
     write_results,
 )
 from newtonrewards.eval.summary import pairs_of, summarise
+from newtonrewards.eval.table import table
 from newtonrewards.eval.tracks import Track, fit_constant_acceleration, true_track, velocity
 from newtonrewards.rewards.reward import TERMS, Reward, RewardConfig, TermConfig
 from newtonrewards.simulation.store import ClipFolder
@@ -84,7 +82,14 @@ class Outcome:
 
 
 def evaluate(
-    truth: Path, arms: Sequence[Arm], out: Path, *, baselines: Sequence[str] = (), rewards: bool = False, seed: int = 0
+    truth: Path,
+    arms: Sequence[Arm],
+    out: Path,
+    *,
+    baselines: Sequence[str] = (),
+    rewards: bool = False,
+    seed: int = 0,
+    workers: int = 1,
 ) -> Summary:
     """Measure every clip of every arm and write `scores.jsonl` and `summary.json`.
 
@@ -95,14 +100,15 @@ def evaluate(
         baselines: arms with which those that stand after them are compared; empty: all arms.
         rewards: also the penalties of `rewards.TERMS`, through the frozen networks.
         seed: of the bootstrap.
+        workers: processes that measure; the numbers don't depend on it.
     Raises:
         InputError: no such folder, unknown baseline, or no clip could be measured at all.
     """
     _check(arms, baselines)
     output_folder(out)
     folder = ClipFolder(truth)
-    everyone = [Arm(TRUTH, truth), *arms]
-    outcome = _measure_all(folder, everyone, out)
+    everyone = (Arm(TRUTH, truth), *arms)
+    outcome = _measure_all(truth, everyone, out, len(folder), workers)
     if not any(score.arm != TRUTH for score in outcome.scores):
         first = outcome.failures[0].reason if outcome.failures else "no clips"
         raise InputError(f"no clip of any arm could be measured; the first: {first}", where=truth)
@@ -145,26 +151,43 @@ def _check(arms: Sequence[Arm], baselines: Sequence[str]) -> None:
         raise InputError(f"unknown baseline '{unknown[0]}'", where="--baseline", fix=f"Use one of {', '.join(names)}.")
 
 
-# ---- one clip after the other ---------------------------------------------------------------------------------------
+# ---- clip by clip ---------------------------------------------------------------------------------------------------
 
 
-def _measure_all(folder: ClipFolder, arms: Sequence[Arm], out: Path) -> Outcome:
+def _measure_all(truth: Path, arms: tuple[Arm, ...], out: Path, count: int, workers: int) -> Outcome:
+    _opened.cache_clear()  # the folders may have changed since the last evaluation in this process
     outcome = Outcome()
-    for index, name in enumerate(tqdm(folder.names, desc="evaluate", unit="clip")):
-        row = folder.rows[index]
-        outcome.kinds.append((name, str(row["primitive"]), str(row["shift"])))
+    measured = each(functools.partial(_measure_clip, truth, arms, out), range(count), workers)
+    for part in tqdm(measured, desc="evaluate", unit="clip", total=count):
+        outcome.scores += part.scores
+        outcome.failures += part.failures
+        outcome.kinds += part.kinds
+    return outcome
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(truth: Path, arms: tuple[Arm, ...]) -> tuple[ClipFolder, tuple[Arm, ...]]:
+    """The indices of all folders, read once in each process."""
+    return ClipFolder(truth), arms
+
+
+def _measure_clip(truth_folder: Path, arms: tuple[Arm, ...], out: Path, index: int) -> Outcome:
+    """One clip of every arm."""
+    folder, arms = _opened(truth_folder, arms)
+    row, name = folder.rows[index], folder.names[index]
+    outcome = Outcome(kinds=[(name, str(row["primitive"]), str(row["shift"]))])
+    try:
+        clip = folder[index]
+        scene, truth = segment.learn_scene(clip), true_track(clip)
+    except NewtonError as error:
+        outcome.failures.append(Failure(arm=TRUTH, clip=name, reason=str(error)))
+        return outcome
+    for arm in arms:
         try:
-            clip = folder[index]
-            scene, truth = segment.learn_scene(clip), true_track(clip)
+            generated = clip if arm.name == TRUTH else _read(arm, name, clip, row)
+            outcome.scores.append(_score(arm, name, generated, segment.track(scene, generated), clip, truth, out))
         except NewtonError as error:
-            outcome.failures.append(Failure(arm=TRUTH, clip=name, reason=str(error)))
-            continue
-        for arm in arms:
-            try:
-                generated = clip if arm.name == TRUTH else _read(arm, name, clip, row)
-                outcome.scores.append(_score(arm, name, generated, segment.track(scene, generated), clip, truth, out))
-            except NewtonError as error:
-                outcome.failures.append(Failure(arm=arm.name, clip=name, reason=str(error)))
+            outcome.failures.append(Failure(arm=arm.name, clip=name, reason=str(error)))
     return outcome
 
 
@@ -296,48 +319,6 @@ def _bare(clip: Clip) -> Clip:
 # ---- command --------------------------------------------------------------------------------------------------------
 
 
-def table(summary: Summary) -> Table:
-    """Means of all motions together in and out of distribution, and under them the paired changes in percent."""
-    result = Table(
-        title="all motions together; changes are paired, with 95 % intervals over clips",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    result.add_column("arm", no_wrap=True)
-    shown = [name for name in summary.headline if name != "presence"]  # five fit a terminal of 80 columns
-    for name in shown:
-        info = summary.metrics[name]
-        arrow = {"lower": "↓", "higher": "↑", "one": "→1"}.get(info.direction, "")
-        result.add_column(f"{name} {arrow}\n{info.unit}", justify="right")
-    for shift, title in (("id", "in distribution"), (OOD, "out of distribution")):
-        if not any(cell.shift == shift for cell in summary.cells):
-            continue
-        result.add_row(f"[bold]{title}")
-        for arm in summary.arms:
-            name = "truth (floor)" if arm.name == TRUTH else arm.name
-            result.add_row(name, *(_mean(summary, arm.name, metric, shift) for metric in shown))
-            for baseline in dict.fromkeys(change.baseline for change in summary.changes if change.arm == arm.name):
-                cells = [_change(summary, arm.name, baseline, metric, shift) for metric in shown]
-                result.add_row(f"[dim]  vs {baseline}", *cells)
-        result.add_section()
-    return result
-
-
-def _mean(summary: Summary, arm: str, metric: str, shift: str) -> str:
-    number = summary.cell(arm, metric, ALL, shift)
-    return "-" if number is None or number.value is None else f"{number.value:.4f}"[:6]
-
-
-def _change(summary: Summary, arm: str, baseline: str, metric: str, shift: str) -> str:
-    change = summary.change(arm, baseline, metric, ALL, shift)
-    if change is None or change.number.value is None:
-        return "-"
-    colour = {"better": "green", "worse": "red"}.get(change.verdict, "dim")
-    number = change.number
-    bounds = "" if number.low is None or number.high is None else f"\n\\[{number.low:+.0f},{number.high:+.0f}]"
-    return f"[{colour}]{number.value:+.1f} %{bounds}"
-
-
 def _arm(text: str) -> Arm:
     name, equals, folder = text.partition("=")
     if not equals or not name or not folder:
@@ -361,6 +342,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, help="folder for summary.json and scores.jsonl")
     p.add_argument("--rewards", action="store_true", help="also the penalties of every reward term (runs the networks)")
     p.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     return p
 
 
@@ -368,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: all clips measured; 1: some failed, the rest is done. Raises NewtonError if nothing could be done."""
     a = parser().parse_args(argv)
     console = Console()
-    summary = evaluate(a.truth, a.arm, a.out, baselines=a.baseline, rewards=a.rewards, seed=a.seed)
+    summary = evaluate(a.truth, a.arm, a.out, baselines=a.baseline, rewards=a.rewards, seed=a.seed, workers=a.workers)
     console.print(table(summary))
     for failure in summary.failures:
         print(f"{failure.arm}/{failure.clip}: {failure.reason}", file=sys.stderr)

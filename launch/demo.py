@@ -223,8 +223,8 @@ def _run(stage: Stage, log: Path) -> dict[str, Any]:
 
 def _show(out: Path, done: dict[str, dict[str, Any]]) -> None:
     """The summary table, the compute of the trained arms, and where the report is."""
-    from newtonrewards.eval.evaluate import table
     from newtonrewards.eval.results import read_summary
+    from newtonrewards.eval.table import table
 
     Console().print(table(read_summary(out / "results")))
     for arm in TRAINED:

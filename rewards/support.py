@@ -160,8 +160,12 @@ def object_mask(frames: Float[Tensor, "B T 3 H W"], first: Float[Tensor, "B H W"
     start = frames[:, 0].detach()
     distance_background = _shaded_distance(frames, _filled(start, first)[:, None])
     prototypes = _colours(start, first)
-    square = (frames[:, :, None] - prototypes[:, None, :, :, None, None]).square().sum(3)
-    nearest = -TEMPERATURE * (torch.logsumexp(-square / TEMPERATURE, 2) - math.log(prototypes.shape[1]))
+    # -|x - p|^2 / TEMPERATURE for all pixels and prototypes as one product of matrices
+    similarity = (
+        torch.einsum("bkc,btchw->btkhw", prototypes * 2, frames) - prototypes.square().sum(2)[:, None, :, None, None]
+    )
+    likeness = torch.logsumexp(similarity / TEMPERATURE, 2) - math.log(prototypes.shape[1])
+    nearest = frames.square().sum(2) - TEMPERATURE * likeness
     return torch.sigmoid((distance_background - nearest) / TEMPERATURE - MARGIN)
 
 
@@ -176,11 +180,17 @@ def _filled(start: Tensor, first: Tensor) -> Tensor:
     known = (first < 0.02).to(start.dtype)[:, None]
     filled, weight = start * known, known
     for reach in (3, 7, 15, 31):
-        total = F.avg_pool2d(weight, reach, 1, reach // 2)
-        mean = F.avg_pool2d(filled * weight, reach, 1, reach // 2) / total.clamp(min=1e-6)
+        total = _box_mean(weight, reach)
+        mean = _box_mean(filled * weight, reach) / total.clamp(min=1e-6)
         newly = (weight == 0) & (total > 0)
         filled, weight = torch.where(newly, mean, filled), torch.where(newly, torch.ones_like(weight), weight)
     return filled
+
+
+def _box_mean(values: Tensor, reach: int) -> Tensor:
+    """Mean over a square of `reach` px, zeros beyond the edge: rows, then columns."""
+    rows = F.avg_pool2d(values, (1, reach), 1, (0, reach // 2))
+    return F.avg_pool2d(rows, (reach, 1), 1, (reach // 2, 0))
 
 
 def _colours(start: Tensor, first: Tensor) -> Tensor:

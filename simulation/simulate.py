@@ -6,9 +6,8 @@ import argparse
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from newtonrewards.core.errors import InputError, run_command
 from newtonrewards.core.recipe import Config, load, validate
 from newtonrewards.core.run import output_folder, write_json
+from newtonrewards.core.workers import each
 from newtonrewards.simulation.motions import PRIMITIVES
 from newtonrewards.simulation.ranges import SHIFTS, SPLITS, shifts_of
 from newtonrewards.simulation.render import render
@@ -75,7 +75,7 @@ def simulate(recipe: SimulateRecipe, out: Path, workers: int) -> dict[str, Any]:
     missing = [index for index, name in enumerate(names) if not (out / "clips" / f"{name}.json").exists()]
     rejections: Counter[str] = Counter()
     with tqdm(total=len(missing), desc=f"simulate {recipe.split}", unit="clip", disable=not missing) as bar:
-        for reasons in _map(recipe, out, missing, workers):
+        for reasons in each(partial(_make, recipe, out), missing, workers):
             rejections.update(reasons)
             bar.update()
     write_index(out, names)
@@ -85,14 +85,6 @@ def simulate(recipe: SimulateRecipe, out: Path, workers: int) -> dict[str, Any]:
         "by_kind": dict(Counter(f"{primitive}/{shift}" for primitive, shift in kinds)),
         "drawn_again": dict(rejections),
     }
-
-
-def _map(recipe: SimulateRecipe, out: Path, indices: list[int], workers: int) -> Iterator[tuple[str, ...]]:
-    if workers <= 1 or len(indices) < 64:  # a process costs more to start than a few dozen clips
-        yield from (_make(recipe, out, index) for index in indices)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_make, [recipe] * len(indices), [out] * len(indices), indices, chunksize=16)
 
 
 def _make(recipe: SimulateRecipe, out: Path, index: int) -> tuple[str, ...]:
