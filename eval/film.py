@@ -39,13 +39,24 @@ class Tile:
 def film(tiles: Sequence[Tile]) -> Float[np.ndarray, "T H W 3"]:
     """Tiles beside each other; a shorter clip holds its last frame. Its size is even, as H.264 needs."""
     length = max(tile.clip.num_frames for tile in tiles)
-    factor = max(1, -(-TILE_HEIGHT // tiles[0].clip.frames.shape[-2]))
+    factor = magnification(tiles[0].clip.frames.shape[-2])
     columns: list[np.ndarray] = []
     for tile in tiles:
         picture = _drawn(tile, factor, length)
         columns += [picture, np.full((*picture.shape[:2], GAP, 3), PAPER, dtype=np.float32)]
     joined = np.concatenate(columns[:-1], axis=2)
     return joined[:, : joined.shape[1] // 2 * 2, : joined.shape[2] // 2 * 2]
+
+
+def magnification(height: int) -> int:
+    """Smallest whole factor that brings a frame to `TILE_HEIGHT`."""
+    return max(1, -(-TILE_HEIGHT // height))
+
+
+def enlarged(frames: Float[np.ndarray, "T H W 3"], factor: int | None = None) -> Float[np.ndarray, "T h w 3"]:
+    """Every pixel as a block, a copy to draw into; by `magnification` unless a factor is given."""
+    factor = magnification(frames.shape[1]) if factor is None else factor
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2).astype(np.float32)
 
 
 def data_uri(frames: Float[np.ndarray, "T H W 3"], playback_fps: float) -> str:
@@ -57,8 +68,7 @@ def data_uri(frames: Float[np.ndarray, "T H W 3"], playback_fps: float) -> str:
 
 
 def _drawn(tile: Tile, factor: int, length: int) -> Float[np.ndarray, "T H W 3"]:
-    frames = tile.clip.frames.permute(0, 2, 3, 1).numpy()
-    large = frames.repeat(factor, axis=1).repeat(factor, axis=2).astype(np.float32)
+    large = enlarged(tile.clip.frames.permute(0, 2, 3, 1).numpy(), factor)
     large = np.concatenate([large, np.repeat(large[-1:], length - len(large), axis=0)])
     height = large.shape[1]
     for now in range(length):
@@ -72,11 +82,11 @@ def _dots(picture: Float[np.ndarray, "H W 3"], path: Path2D, now: int, height: i
     """The path up to now as small dots, the present place as a larger one."""
     for t, (x, y) in enumerate(zip(path.x[: now + 1], path.y[: now + 1], strict=True)):
         if x is not None and y is not None:
-            _dot(picture, x * height, y * height, 4.5 if t == now else 2.2, colour)
+            draw_dot(picture, x * height, y * height, 4.5 if t == now else 2.2, colour)
 
 
-def _dot(picture: np.ndarray, x: float, y: float, radius: float, colour: tuple[float, ...]) -> None:
-    """An anti-aliased disc with a dark rim, cut at the picture's edge."""
+def draw_dot(picture: np.ndarray, x: float, y: float, radius: float, colour: tuple[float, ...]) -> None:
+    """An anti-aliased disc with a dark rim, cut at the picture's edge; the place in px of the picture."""
     left, top = max(0, int(x - radius - 3)), max(0, int(y - radius - 3))
     patch = picture[top : int(y + radius + 4), left : int(x + radius + 4)]
     if not patch.size:

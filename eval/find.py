@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from newtonrewards.eval.tracks import PRESENT_PIXELS
-from newtonrewards.rewards.window import Window, longest_window, tolerance
+from newtonrewards.rewards.window import PEAK, Window, longest_window, tolerance
 
 # A shadow leaves the background at this share of its light or more; anything darker is an object.
 SHADOW = 0.55
@@ -99,17 +99,29 @@ def find_object(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Found:
     nothing = np.zeros(difference.shape, dtype=np.float32)
     if float(np.median(hard.mean(axis=(1, 2)))) > MOVING_CAMERA:
         return Found(nothing, "the whole picture changes: the camera moves or the light does", False, 0)
+    soft = np.clip((difference - 0.5 * threshold) / threshold, 0, 1).astype(np.float32)
+    kept, others = follow(soft, hard, fps)
+    return Found(kept, "" if kept.any() else "nothing moves", True, others)
+
+
+def follow(
+    soft: Float[np.ndarray, "T H W"], hard: Bool[np.ndarray, "T H W"], fps: float
+) -> tuple[Float[np.ndarray, "T H W"], int]:
+    """Of all that is seen, the thing that best follows one law; and how many other things moved for a similar time.
+
+    Args:
+        soft: masks of everything, in [0, 1]. hard: the pixels whose patches are linked from frame to frame.
+        fps: frames per second of physical time.
+    """
     labels = _labels(hard)
     chains = _chains(labels)
     if not chains:
-        return Found(nothing, "nothing moves", True, 0)
-    marks = sorted(
-        ((_mark(chain, len(frames), frames.shape[1], fps), i) for i, chain in enumerate(chains)), reverse=True
-    )
+        return np.zeros_like(soft), 0
+    height = hard.shape[1]
+    marks = sorted(((_mark(chain, len(hard), height, fps), i) for i, chain in enumerate(chains)), reverse=True)
     best = chains[marks[0][1]]
     others = sum(mark > 0.5 * marks[0][0] for mark, _ in marks[1:]) if marks[0][0] > 0 else 0
-    soft = np.clip((difference - 0.5 * threshold) / threshold, 0, 1).astype(np.float32)
-    return Found(np.where(_near(labels, best), soft, 0.0).astype(np.float32), "", True, others)
+    return np.where(_near(labels, best), soft, 0.0).astype(np.float32), others
 
 
 def camera_moves(frames: Float[np.ndarray, "T H W 3"]) -> bool:
@@ -216,12 +228,80 @@ def lawful(position: Float[np.ndarray, "T 2"], fps: float, height: int) -> Windo
 
 
 def lawful_velocities(velocity: Float[np.ndarray, "N 2"], fps: float, height: int) -> Window:
-    """The same for velocities in H/s: rest is left out, for standing still obeys every law."""
+    """The same for velocities in H/s: rest is left out, for standing still obeys every law. Of several stretches the
+    one that is long in time and way."""
+    moving, tolerated = _moving(velocity, fps, height)
+    return longest_window(torch.from_numpy(moving).float(), tolerated, by_way=True)
+
+
+def smooth_run(velocity: Float[np.ndarray, "N 2"], window: Window, fps: float, height: int) -> Smooth:
+    """A lawful window, made longer at both ends while a steadily changing acceleration fits.
+
+    Args:
+        velocity: H/s. window: the lawful stretch of it, not empty.
+    Source: ours. Through a wide lens, or at a slant, a perfect fall looks like this (physics.md §3, camera).
+    """
+    moving, tolerated = _moving(velocity, fps, height)
+    start, stop = window.start, window.stop
+    grown = True
+    while grown:
+        grown = False
+        for low, high in ((start - 1, stop), (start, stop + 1)):
+            if low >= 0 and high <= len(moving) and _bends(moving[low:high], tolerated):
+                start, stop, grown = low, high, True
+    time = np.arange(stop - start, dtype=np.float64)
+    first, middle, last = (_slope(time, moving[start:stop], at) for at in (0.0, time[-1] / 2, time[-1]))
+    line, parabola = (float((_away(moving[start:stop], degree) ** 2).sum()) for degree in (1, 2))
+    free = 2 * (stop - start) - 6
+    gain = (line - parabola) / 2 / max(parabola / free, 1e-12) if free > 0 else 0.0
+    return Smooth(start, stop, first * fps, middle * fps, last * fps, gain)
+
+
+@dataclass(frozen=True, eq=False)
+class Smooth:
+    """Velocities start .. stop - 1 with a steadily changing acceleration.
+
+    Attributes:
+        first, middle, last: acceleration (2,) at its beginning, in its middle and at its end, H/s^2.
+        gain: F statistic of the change of acceleration: how much better a parabola fits the velocities than a line.
+    """
+
+    start: int
+    stop: int
+    first: Float[np.ndarray, " 2"]
+    middle: Float[np.ndarray, " 2"]
+    last: Float[np.ndarray, " 2"]
+    gain: float
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def _moving(velocity: Float[np.ndarray, "N 2"], fps: float, height: int) -> tuple[np.ndarray, float]:
+    """Velocities without rest, and how far a lawful one may scatter, H/s."""
     moving = np.where(resting(velocity, fps, height)[:, None], np.nan, velocity)
     known = moving[np.isfinite(moving).all(axis=1)]
     speed = float(np.median(np.linalg.norm(known, axis=1))) if len(known) else 0.0
-    tolerated = float(np.hypot(tolerance(fps, height), BLUR_SHARE * speed))
-    return longest_window(torch.from_numpy(moving).float(), tolerated)
+    return moving, float(np.hypot(tolerance(fps, height), BLUR_SHARE * speed))
+
+
+def _bends(values: Float[np.ndarray, "n 2"], tolerated: float) -> bool:
+    """Whether a parabola fits the velocities as well as a line must fit lawful ones."""
+    if not np.isfinite(values).all():
+        return False
+    away = _away(values, 2)
+    return bool(np.sqrt((away**2).mean()) <= tolerated and away.max() <= PEAK * tolerated)
+
+
+def _away(values: Float[np.ndarray, "n 2"], degree: int) -> Float[np.ndarray, " n"]:
+    """Distance of each velocity from the polynomial of this degree in time that fits all best."""
+    time = np.arange(len(values), dtype=np.float64)
+    fitted = np.stack([np.polyval(np.polyfit(time, v, degree), time) for v in values.T], axis=1)
+    return np.linalg.norm(values - fitted, axis=1)
+
+
+def _slope(time: np.ndarray, values: Float[np.ndarray, "n 2"], at: float) -> Float[np.ndarray, " 2"]:
+    return np.array([np.polyval(np.polyder(np.polyfit(time, v, 2)), at) for v in values.T])
 
 
 def resting(velocity: Float[np.ndarray, "N 2"], fps: float, height: int) -> Bool[np.ndarray, " N"]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from newtonrewards.core.clip import Clip
@@ -80,13 +80,22 @@ def learn_scene(clip: Clip) -> Scene:
     if len(solid) < PRESENT_PIXELS:
         raise InputError("the masks show no object", where=where, fix="Leave the clip out or simulate it again.")
     free = masks < 0.01
-    plate = _plate(frames, free)
-    light = (frames * plate).sum(-1) / np.maximum((plate**2).sum(-1), 1e-4)
-    darkest, brightest = np.quantile(light[free], [0.002, 0.998])
     first = masks[0].sum() or masks.sum(axis=(1, 2)).max()
-    return Scene(
-        plate, _palette(solid), float(min(darkest, 1.0)) - 0.03, float(max(brightest, 1.0)) + 0.03, float(first)
-    )
+    return scene_of(frames, free, background(frames, free), solid, float(first))
+
+
+def scene_of(
+    frames: Float[np.ndarray, "T H W 3"],
+    free: Bool[np.ndarray, "T H W"],
+    plate: Float[np.ndarray, "H W 3"],
+    solid: Float[np.ndarray, "N 3"],
+    area: float,
+) -> Scene:
+    """A scene from what is known to be background, the `free` pixels, and what is known to be object, the `solid`
+    colours."""
+    light = _dot(frames, plate[None]) / np.maximum(_dot(plate, plate), 1e-4)
+    darkest, brightest = np.quantile(light[free], [0.002, 0.998])
+    return Scene(plate, _palette(solid), float(min(darkest, 1.0)) - 0.03, float(max(brightest, 1.0)) + 0.03, area)
 
 
 def soft_masks(scene: Scene, frames: Float[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "T H W"]:
@@ -122,7 +131,7 @@ def _channels_last(clip: Clip) -> Float[np.ndarray, "T H W 3"]:
     return np.ascontiguousarray(clip.frames.permute(0, 2, 3, 1).numpy(), dtype=np.float32)
 
 
-def _plate(frames: np.ndarray, free: np.ndarray) -> Float[np.ndarray, "H W 3"]:
+def background(frames: Float[np.ndarray, "T H W 3"], free: Bool[np.ndarray, "T H W"]) -> Float[np.ndarray, "H W 3"]:
     """Upper quartile of each pixel over the frames in which the object is elsewhere: mostly out of its shadow."""
     ordered = np.sort(np.where(free[..., None], frames, np.inf), axis=0)  # the hidden ones last
     ever = np.asarray(free.any(axis=0))

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from newtonrewards.core.recipe import Config
-from newtonrewards.eval.find import resting
-from newtonrewards.eval.results import Path2D, finite
+from newtonrewards.eval.find import Smooth, resting, smooth_run
+from newtonrewards.eval.laws import LawFit, broken
+from newtonrewards.eval.results import finite
+from newtonrewards.eval.video_score import Motion, Path, Verdict
 from newtonrewards.rewards.window import Window
-
-Verdict = Literal["steady", "unsteady", "object lost", "cannot tell"]
 
 # Under this way the motion drowns in the noise of any instrument.
 LEAST_WAY_PX = 3.0
 # One law must hold for this share of the time in which the object moves, or for this many velocities.
 STEADY_SHARE, STEADY_VELOCITIES = 0.5, 8
+# Acceleration is said to change in runs of so many velocities or more, by this share, where F is above this.
+SMOOTH_VELOCITIES, SMOOTH_CHANGE, SMOOTH_GAIN = 10, 0.3, 12.0
+CAMERA = "a wide lens, a slant or drag do that"
+# The camera may make one end of a run weaker, to no less than this share.
+PERSPECTIVE = 0.25
 # Fewer moving velocities than this can't show unsteadiness.
 LEAST_VELOCITIES = 6
 LEAST_CONFIDENCE = 0.3
@@ -30,64 +34,10 @@ AGREEMENT = 0.15
 JUMP_FACTOR, JUMP_PX = 2.0, 3.0
 # Faster than this (px/frame) an object doesn't just stop existing.
 MOVING_PX = 0.7
-
-
-class Where(Config):
-    """The file and everything done to its pixels. Sizes and rates are those after it."""
-
-    file: str
-    sha256: str
-    fps: float
-    playback_fps: float | None
-    num_frames: int
-    height: int
-    width: int
-    preprocessing: list[str]
-
-
-class VideoScore(Config):
-    """One line of the scores of videos. H is one frame height; None: can't be measured.
-
-    Attributes:
-        verdict, reason: in words. confidence: 0 to 1; doubts: what lowers it.
-        source: which instrument the kinematics come from. window: first and last frame of the stretch used.
-        coverage: share of the moving time that the window covers.
-        acceleration: fitted, H/s^2, x right, y down; acceleration_size: its length, acceleration_px: in px/frame^2.
-        start_velocity: at the window's first frame, H/s.
-        residual: root mean square change of acceleration from frame to frame, H/s^2, lower is better;
-            residual_relative: over acceleration_size. fit_rms: distance of velocities from the fitted line, H/s.
-        mass_conserved: 1 - cos of the object's look against the window's start, lower is better.
-        area_change: log of its area at the end over the start; 0 is right.
-        presence: share of frames in which it was found.
-        disagreement: difference of both instruments over the speed.
-        saturation, high_frequency: sentinels (`rewards.sentinels`).
-        path: its centre and speed in each frame.
-    """
-
-    schema_version: Literal[1] = 1
-    kind: Literal["newtonrewards.score"] = "newtonrewards.score"
-    where: Where
-    verdict: Verdict
-    reason: str
-    confidence: float
-    doubts: list[str]
-    source: str
-    window: tuple[int, int] | None
-    coverage: float | None
-    acceleration: tuple[float, float] | None = None
-    acceleration_size: float | None = None
-    acceleration_px: float | None = None
-    start_velocity: tuple[float, float] | None = None
-    residual: float | None = None
-    residual_relative: float | None = None
-    fit_rms: float | None = None
-    mass_conserved: float | None = None
-    area_change: float | None = None
-    presence: float
-    disagreement: float | None
-    saturation: float | None
-    high_frequency: float | None
-    path: Path2D
+# 1 - cos of the look, and |log| of the area, above which the object isn't the same any more.
+LEAST_MASS, LEAST_AREA = 0.25, 0.5
+# Scales on which quality falls to 1/e: unsteadiness as a share of the speed, look, area.
+STEADY_SCALE, MASS_SCALE, AREA_SCALE = 0.2, 0.25, 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +48,10 @@ class Evidence:
         reason: why no object was found, empty if one was.
         source: instrument of `velocity`. velocity: (N, 2) H/s. other: that of the other instrument, or None.
         window: lawful stretch of `velocity`.
+        fit: line through `velocity` in the window, None where there is none. mass: 1 - cos of the look over the window,
+            area_change: log of the area's ratio there; None: can't be measured.
+        smooth: run around the window in which acceleration changes steadily; None: it doesn't.
+        motion: what the video is said to show.
         position: (T, 2) H. area: (T,) H^2.
         last_place_changed: something lies where the object was last seen.
         others: things that moved for about as long.
@@ -106,6 +60,11 @@ class Evidence:
     reason: str
     source: str
     window: Window
+    fit: LawFit | None
+    mass: float | None
+    area_change: float | None
+    smooth: Smooth | None
+    motion: Motion
     velocity: Float[np.ndarray, "N 2"]
     other: Float[np.ndarray, "N 2"] | None
     position: Float[np.ndarray, "T 2"]
@@ -118,20 +77,21 @@ class Evidence:
 
 
 def judge(evidence: Evidence) -> dict[str, Any]:
-    """Verdict, reason, confidence and what they rest on, as fields of `VideoScore`."""
+    """Verdict, reasons, score, confidence and what they rest on, as fields of `VideoScore`."""
     apart = None if evidence.other is None else disagreement(evidence.velocity, evidence.other, evidence.window)
     confidence, doubts = _confidence(evidence, apart)
     moving = _moving(evidence)
     coverage = len(evidence.window) / moving if moving else None
-    verdict, reason = _verdict(evidence, confidence, moving)
-    if verdict == "cannot tell":
+    verdict, reasons = _verdict(evidence, confidence, moving)
+    if verdict == "cannot_tell":
         confidence = min(confidence, LEAST_CONFIDENCE)
     window = (evidence.window.start, evidence.window.stop) if len(evidence.window) else None
     return {
         "verdict": verdict,
-        "reason": reason,
+        "reasons": reasons,
         "confidence": round(confidence, 3),
         "doubts": doubts,
+        "score": _score(evidence, verdict, moving),
         "source": evidence.source,
         "window": window,
         "coverage": coverage,
@@ -141,30 +101,108 @@ def judge(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdict, str]:
+def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdict, list[str]]:
     if evidence.reason:
-        return "cannot tell", evidence.reason
+        return "cannot_tell", [evidence.reason]
     way = _way_px(evidence)
     if way < LEAST_WAY_PX:
-        return "cannot tell", f"hardly anything moves ({way:.1f} px)"
+        return "cannot_tell", [f"hardly anything moves ({way:.1f} px)"]
     lost = _lost_at(evidence)
     if lost is not None:
-        return "object lost", f"the object is gone from frame {lost} on, in mid-motion"
+        return "unlawful", [f"the object is gone from frame {lost} on, in mid-motion"]
     if confidence < LEAST_CONFIDENCE:
-        return "cannot tell", "masks and flow don't agree on the motion"
+        return "cannot_tell", ["masks and flow don't agree on the motion"]
+    unsteady, blame = _unsteady(evidence, moving), confidence >= BLAME_CONFIDENCE
+    if evidence.smooth is not None and not _perspective(evidence.smooth):
+        unsteady = [_told(evidence.smooth)]
+    elif evidence.smooth is not None and unsteady:
+        return "cannot_tell", [f"{_told(evidence.smooth)}: {CAMERA}"]
+    if unsteady and not blame:
+        return "cannot_tell", ["no long law, but masks and flow don't agree well enough to blame the video"]
+    if unsteady and moving < LEAST_VELOCITIES and not len(evidence.window):
+        return "cannot_tell", [f"it moves in {moving} frames only"]
+    wrong = unsteady + _changed(evidence) + ([] if evidence.fit is None else broken(evidence.motion, evidence.fit))
+    if wrong:
+        return ("unlawful" if blame else "cannot_tell"), wrong
+    return "lawful", [f"constant acceleration in frames {evidence.window.start} to {evidence.window.stop}"]
+
+
+def _unsteady(evidence: Evidence, moving: int) -> list[str]:
+    """Why no single law holds for long enough, or nothing."""
     jump, count = _jump_at(evidence), len(evidence.window)
-    stretch = f"frames {evidence.window.start} to {evidence.window.stop}"
-    if jump is None and count and (count >= STEADY_SHARE * moving or count >= STEADY_VELOCITIES):
-        return "steady", f"constant acceleration in {stretch}"
-    if confidence < BLAME_CONFIDENCE:
-        return "cannot tell", "no long law, but masks and flow don't agree well enough to blame the video"
     if jump is not None:
-        return "unsteady", f"the object jumps between the frames {jump} and {jump + 1}"
-    if moving < LEAST_VELOCITIES and not count:
-        return "cannot tell", f"it moves in {moving} frames only"
+        return [f"the object jumps between the frames {jump} and {jump + 1}"]
+    if count and (count >= STEADY_SHARE * moving or count >= STEADY_VELOCITIES):
+        return []
     if not count:
-        return "unsteady", "no stretch of five frames follows one law of constant acceleration"
-    return "unsteady", f"one law holds in {stretch} only, {count} of {moving} moving intervals"
+        return ["no stretch of five frames follows one law of constant acceleration"]
+    stretch = f"frames {evidence.window.start} to {evidence.window.stop}"
+    return [f"one law holds in {stretch} only, {count} of {moving} moving intervals"]
+
+
+def drifting(velocity: Float[np.ndarray, "N 2"], window: Window, fps: float, height: int) -> Smooth | None:
+    """The run around a lawful window in which the acceleration changes steadily, if it clearly does."""
+    if len(window) < SMOOTH_VELOCITIES:
+        return None
+    run = smooth_run(velocity, window, fps, height)
+    sizes = [float(np.linalg.norm(a)) for a in (run.first, run.last)]
+    change = float(np.linalg.norm(run.last - run.first)) / max(*sizes, 1e-9)
+    return run if run.gain > SMOOTH_GAIN and change > SMOOTH_CHANGE else None
+
+
+def _perspective(run: Smooth) -> bool:
+    """Whether the camera may explain it: one direction all along, and no end much weaker than the other."""
+    sizes = [float(np.linalg.norm(a)) for a in (run.first, run.middle, run.last)]
+    along = min(float(run.first @ run.middle), float(run.middle @ run.last), float(run.first @ run.last))
+    return along > 0 and min(sizes) > PERSPECTIVE * max(sizes)
+
+
+def _told(run: Smooth) -> str:
+    first, last = (float(np.linalg.norm(a)) for a in (run.first, run.last))
+    return f"in frames {run.start} to {run.stop} the acceleration changes steadily from {first:.2f} to {last:.2f} H/s²"
+
+
+def _changed(evidence: Evidence) -> list[str]:
+    """How the object fails to stay what it is."""
+    reasons = []
+    if evidence.mass is not None and evidence.mass > LEAST_MASS:
+        reasons.append(f"the object changes its look (1 - cos = {evidence.mass:.2f})")
+    if evidence.area_change is not None and abs(evidence.area_change) > LEAST_AREA + _blur_change(evidence):
+        word = "grows" if evidence.area_change > 0 else "shrinks"
+        reasons.append(f"the object {word}, its area by a factor of {np.exp(evidence.area_change):.2f}")
+    return reasons
+
+
+def _blur_change(evidence: Evidence) -> float:
+    """How much |log area| motion blur may add: an open shutter draws a disc of diameter d as a streak d + step long."""
+    first, last = evidence.window.start, evidence.window.stop
+    areas = evidence.area[[first, last]]
+    diameter = 2 * float(np.sqrt(max(areas.min(), 1e-9) / np.pi))
+    steps = np.linalg.norm(evidence.velocity[[first, last - 1]], axis=1) / evidence.fps
+    before, after = np.log(1 + 4 / np.pi * steps / diameter)
+    return abs(float(after - before))
+
+
+def _score(evidence: Evidence, verdict: Verdict, moving: int) -> float | None:
+    """Quality in the upper half for what is lawful, in the lower for what isn't; None where nothing can be told.
+
+    Quality is the share of the law (of half the moving time, or of `STEADY_VELOCITIES`) times exp(-x / scale) for
+    unsteadiness, change of look and change of area. Source: ours.
+    """
+    if verdict == "cannot_tell":
+        return None
+    quality = 0.0
+    if evidence.fit is not None:
+        covered = len(evidence.window) / min(STEADY_SHARE * moving, STEADY_VELOCITIES)
+        unsteady = evidence.fit.rms / max(evidence.fit.speed, 1e-6)
+        quality = min(1.0, covered) * float(
+            np.exp(
+                -unsteady / STEADY_SCALE
+                - (evidence.mass or 0.0) / MASS_SCALE
+                - abs(evidence.area_change or 0.0) / AREA_SCALE
+            )
+        )
+    return round(quality / 2 + (0.5 if verdict == "lawful" else 0.0), 4)
 
 
 def _way_px(evidence: Evidence) -> float:
@@ -238,14 +276,17 @@ def _confidence(evidence: Evidence, apart: float | None) -> tuple[float, list[st
     if evidence.others:
         confidence *= 0.8
         doubts.append(f"{evidence.others} other things move too")
+    if evidence.smooth is not None and _perspective(evidence.smooth):
+        confidence *= 0.7
+        doubts.append(f"not constant in the image: {_told(evidence.smooth)}; {CAMERA}")
     if 0 < len(evidence.window) < 6:
         confidence *= 0.8
         doubts.append("a short stretch")
     return confidence, doubts
 
 
-def _path(evidence: Evidence) -> Path2D:
+def _path(evidence: Evidence) -> Path:
     seconds = [round(t / evidence.fps, 5) for t in range(len(evidence.position))]
-    speed = [finite(float(v), 5) for v in np.linalg.norm(evidence.velocity, axis=1)]
     x, y = ([finite(float(v), 5) for v in column] for column in evidence.position.T)
-    return Path2D(seconds=seconds, x=x, y=y, speed=[*speed, None])
+    across, down = ([*(finite(float(v), 5) for v in column), None] for column in evidence.velocity.T)
+    return Path(seconds=seconds, x=x, y=y, velocity_x=across, velocity_y=down)

@@ -1,8 +1,7 @@
 """The valid window, where nobody knows it: the longest stretch of a video that one law of constant acceleration fits.
 
 Ground contact, a turn-back, leaving the frame or stopping break the law (physics.md §3). Used to score foreign videos;
-never in
-training, where a model could choose its own breaks: there the paired clip's valid frames count.
+never in training, where a model could choose its own breaks: there the paired clip's valid frames count.
 
 Letters: B clips, T frames, N = T - 1 velocities. Velocities in H/s (`kinematics`).
 """
@@ -49,30 +48,37 @@ def tolerance(fps: float, height: int) -> float:
     return TOLERANCE_PX * fps / height
 
 
-def longest_window(velocity: Float[Tensor, "N 2"], tolerated: float, *, min_length: int = MIN_LENGTH) -> Window:
+def longest_window(
+    velocity: Float[Tensor, "N 2"], tolerated: float, *, min_length: int = MIN_LENGTH, by_way: bool = False
+) -> Window:
     """The longest run of velocities whose least-squares line leaves an rms residual of at most `tolerated`.
 
     Args:
         velocity: object velocity, H/s; NaN where unmeasured, which no window may contain.
         tolerated: rms of |v - line| over the window in H/s; a single residual may be `PEAK` times that, so that one bad
-            velocity
-            at the end of a long window isn't averaged away.
+            velocity at the end of a long window isn't averaged away.
         min_length: shortest window that is taken seriously.
+        by_way: choose by length times the way that the object goes in it, so that a fast fall counts for more than a
+            slow roll after it.
     Returns:
         the longest, of several the one that fits best; an empty window (0, 0) with rms NaN if there is none.
-    Source: physics.md §3, ours.
+    Source: physics.md §3, ours. All runs at once from cumulative sums, O(N^2).
     """
     values = velocity.detach().double().cpu().numpy()
-    count = len(values)
-    for length in range(count, min_length - 1, -1):
-        fits = [
-            (rms, start)
-            for start in range(count - length + 1)
-            if (rms := _fit(values[start : start + length], tolerated)) is not None
-        ]
-        if fits:
-            rms, start = min(fits)
-            return Window(start, start + length, rms)
+    rms, length = _all_runs(values)
+    usable = np.asarray((length >= min_length) & (rms <= tolerated))
+    starts, last = np.nonzero(usable)
+    if not len(starts):
+        return Window(0, 0, float("nan"))
+    length, rms = length[usable], rms[usable]
+    worth = length.astype(np.float64)
+    if by_way:
+        way = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.nan_to_num(values), axis=1))])
+        worth *= way[last + 1] - way[starts]
+    for k in np.lexsort((starts, rms, -worth)):
+        start, stop = int(starts[k]), int(last[k]) + 1
+        if _peak(values[start:stop]) <= PEAK * tolerated:
+            return Window(start, stop, float(rms[k]))
     return Window(0, 0, float("nan"))
 
 
@@ -83,12 +89,34 @@ def valid_frames(velocity: Float[Tensor, "B N 2"], fps: Float[Tensor, "B"], heig
     return torch.stack([window.frames(num_frames) for window in windows]).to(velocity.device)
 
 
-def _fit(values: NDArray[np.float64], tolerated: float) -> float | None:
-    """Rms distance from the line, or None if it doesn't fit."""
-    if not np.isfinite(values).all():
-        return None
+def _all_runs(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Rms distance from its line and length of the run from row to column, both included; infinite and 0 where there
+    is none, or a velocity in it is unknown."""
+    count = len(values)
+    known = np.asarray(np.isfinite(values).all(axis=1))
+    v, t = np.where(known[:, None], values, 0.0), np.arange(count, dtype=np.float64)
+    v = v - (v[known].mean(axis=0) if known.any() else 0.0)  # cumulative sums lose digits to a large mean
+
+    def run(terms: NDArray[np.float64]) -> NDArray[np.float64]:
+        total = np.concatenate([np.zeros((1, *terms.shape[1:])), np.cumsum(terms, axis=0)])
+        return np.asarray(total[None, 1:] - total[:-1, None])
+
+    length = np.maximum(t[None] - t[:, None] + 1, 0).astype(np.int64)
+    gaps = run((~np.asarray(known)).astype(np.float64))
+    n = np.maximum(length, 1)
+    mean = run(v) / n[..., None]
+    middle = (t[None] + t[:, None]) / 2
+    covariance = run(t[:, None] * v) - n[..., None] * middle[..., None] * mean
+    spread = n * (n.astype(np.float64) ** 2 - 1) / 12
+    explained = (covariance**2).sum(-1) / np.maximum(spread, 1e-12)
+    square = run(np.asarray((v**2).sum(axis=1))) - n * (mean**2).sum(-1) - explained
+    rms = np.sqrt(np.maximum(square, 0.0) / n)
+    fine = (length > 0) & (gaps == 0)
+    return np.where(fine, rms, np.inf), np.where(fine, length, 0)
+
+
+def _peak(values: NDArray[np.float64]) -> float:
+    """Largest distance of a velocity from the line through all."""
     time = np.arange(len(values)) - (len(values) - 1) / 2
     slope = time @ values / (time @ time)
-    distance = np.linalg.norm(values - values.mean(0) - time[:, None] * slope, axis=1)
-    rms = float(np.sqrt((distance**2).mean()))
-    return rms if rms <= tolerated and distance.max() <= PEAK * tolerated else None
+    return float(np.linalg.norm(values - values.mean(0) - time[:, None] * slope, axis=1).max())

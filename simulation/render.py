@@ -17,9 +17,13 @@ from newtonrewards.simulation.scene import Scene, Surface
 OVERSAMPLING = 2  # 2x2 samples for each pixel
 
 
-def render(scene: Scene) -> Clip:
+def render(scene: Scene, centres: NDArray[np.float64] | None = None) -> Clip:
     """Draw a scene.
 
+    Args:
+        scene: what to draw.
+        centres: (T, 2) object centre in world metres, to draw another motion than the scene's, whose truth is then
+            kept: the clip shows something wrong on purpose (`simulation.corrupt`).
     Returns:
         A clip of (T, 3, S, S) frames rounded to 8 bits (so that a file holds the same numbers), soft masks (the share
         of a
@@ -39,9 +43,9 @@ def render(scene: Scene) -> Clip:
         light,
         *_surfaces(scene),
     )
-    look = scene.object_surface
+    look, path = scene.object_surface, scene.centres() if centres is None else centres
     colour, hit, depth, flow = raycast.trace_frames(
-        scene.centres(), samples, focal, scene.camera_height, scene.camera_distance, *backdrop, light,
+        path, samples, focal, scene.camera_height, scene.camera_distance, *backdrop, light,
         raycast.SHAPES[scene.shape], np.array(scene.half_size), scene.tilt, scene.yaw,
         raycast.TEXTURES[look.texture], look.frequency, look.seed, np.array(look.colours),
     )  # fmt: skip

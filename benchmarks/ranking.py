@@ -1,0 +1,127 @@
+"""Does every corruption cost reward, and more of it more? Writes the tables of docs/ranking.md.
+
+    .venv/bin/python benchmarks/ranking.py --clips 40 --out docs/ranking.md
+
+Clips of the val split with right physics are corrupted in known ways and amounts (`simulation/corrupt.py`), and judged
+by every reward term against the true clip, and by `newtonrewards score` without it. AUC: the chance that a corrupted
+clip is judged worse than a true one, over all pairs of clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from tqdm import tqdm
+
+from newtonrewards.core.clip import ClipBatch
+from newtonrewards.core.workers import each
+from newtonrewards.eval.measure import measure_clip
+from newtonrewards.rewards.flow import RaftFlow, load_flow
+from newtonrewards.rewards.reward import TERMS, Reward, RewardConfig, TermConfig
+from newtonrewards.simulation.corrupt import LOOKS, MOTIONS, corrupt
+from newtonrewards.simulation.render import render
+from newtonrewards.simulation.scene import sample_scene
+
+STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
+SEED = 11
+MOTION = {"free_fall": "fall", "horizontal_throw": "throw", "parabolic_throw": "throw"}
+# The term that must catch it, and what a user sees of it.
+CAUGHT_BY = {
+    "jitter": "kinematic/second_difference",
+    "teleport": "kinematic/second_difference",
+    "hover": "kinematic/fit",
+    "wrong_g": "kinematic/acceleration",
+    "constant_speed": "kinematic/acceleration",
+    "reverse": "kinematic/fit",
+    "freeze": "kinematic/velocity",
+    "fade": "mass/paired",
+    "vanish": "mass/area",
+    "grow": "mass/area",
+    "shrink": "mass/area",
+    "split": "mass/area",
+    "colour": "mass/paired",
+    "texture_noise": "mass/paired",
+    "flicker": "mass/paired",
+}
+Judged = dict[str, float]
+
+
+@functools.cache
+def instruments() -> tuple[Reward, RaftFlow]:
+    reward = Reward(RewardConfig(terms={name: TermConfig() for name in TERMS}))
+    flow = reward.networks.flow
+    return reward, flow if isinstance(flow, RaftFlow) else load_flow(reward.config.flow)
+
+
+def judged(index: int) -> dict[tuple[str, float], Judged]:
+    """Every corruption of one clip, as every term and `score` see it."""
+    reward, flow = instruments()
+    scene = sample_scene(SEED, index, split="val")
+    truth = render(scene)
+    kinds = [("none", 0.0), *((name, s) for name in (*MOTIONS, *LOOKS) for s in STRENGTHS)]
+    clips = [corrupt(scene, *kind) for kind in kinds]
+    result = {}
+    for start in range(0, len(kinds), 8):
+        part = clips[start : start + 8]
+        with torch.no_grad():
+            seen = reward(ClipBatch.stack(part), ClipBatch.stack([truth] * len(part)))
+        for place, kind in enumerate(kinds[start : start + 8]):
+            result[kind] = {name: float(raw[place]) for name, raw in seen.raw.items()}
+    for kind, clip in zip(kinds, clips, strict=True):
+        score = measure_clip(clip, None, lambda: flow, MOTION.get(scene.primitive, "ramp")).score.score  # type: ignore[arg-type]
+        result[kind]["score"] = -1.0 if score is None else score
+    return result
+
+
+def auc(true: np.ndarray, wrong: np.ndarray) -> float:
+    """Chance that a wrong clip's penalty is above a true one's; half for equal ones."""
+    true, wrong = true[np.isfinite(true)], wrong[np.isfinite(wrong)]
+    ranks = rankdata(np.concatenate([wrong, true]))[: len(wrong)]
+    return float((ranks.sum() - len(wrong) * (len(wrong) + 1) / 2) / (len(wrong) * len(true)))
+
+
+def tables(results: list[dict[tuple[str, float], Judged]]) -> str:
+    gathered: dict[tuple[str, str, float], list[float]] = defaultdict(list)
+    for clip in results:
+        for (name, strength), row in clip.items():
+            for key, value in row.items():
+                gathered[key, name, strength].append(-value if key == "score" else value)
+    values = {key: np.array(column) for key, column in gathered.items()}
+    heads = [f"{what} at {s:g}" for what in ("median", "AUC", "score's AUC") for s in STRENGTHS]
+    lines = [f"| corruption | caught by | median, true | {' | '.join(heads)} |", "|" + "---|" * (3 + len(heads))]
+    for name, term in CAUGHT_BY.items():
+        true = values[term, "none", 0.0]
+        medians = [f"{np.nanmedian(values[term, name, s]):.3g}" for s in STRENGTHS]
+        caught = [f"{auc(true, values[term, name, s]):.2f}" for s in STRENGTHS]
+        seen = [f"{auc(values['score', 'none', 0.0], values['score', name, s]):.2f}" for s in STRENGTHS]
+        lines.append(f"| {name} | `{term}` | {np.nanmedian(true):.3g} | " + " | ".join(medians + caught + seen) + " |")
+    lines += ["", "AUC of every term at strength 1:", "", f"| corruption | {' | '.join(TERMS)} | score |"]
+    lines.append("|---|" + "---|" * (len(TERMS) + 1))
+    for name in CAUGHT_BY:
+        cells = [f"{auc(values[t, 'none', 0.0], values[t, name, 1.0]):.2f}" for t in (*TERMS, "score")]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=40)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="Markdown file; the tables replace what follows its mark"
+    )
+    a = parser.parse_args()
+    results = list(tqdm(each(judged, range(a.clips), a.workers, least=4, chunk=1), total=a.clips, unit="clip"))
+    mark = "<!-- tables: benchmarks/ranking.py -->\n"
+    head = a.out.read_text().partition(mark)[0] if a.out.is_file() else ""
+    a.out.write_text(f"{head}{mark}{a.clips} clips, seed {SEED}.\n\n{tables(results)}\n")
+
+
+if __name__ == "__main__":
+    main()

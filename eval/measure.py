@@ -1,0 +1,305 @@
+"""Measuring one video: two instruments look at it, masks and optical flow, and what they say becomes a record.
+
+Masks are silhouettes against the still background, or the object's colours. Kinematics come from the instrument that
+follows a law for longer; how well they agree is the confidence. A video in which nothing moves, or in which the motion
+can't be measured, gets the verdict `cannot_tell` and no score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from newtonrewards.core.clip import Clip
+from newtonrewards.core.video import read_clip
+from newtonrewards.eval.find import Found, find_object, lawful_velocities
+from newtonrewards.eval.given import masks_of, track_of
+from newtonrewards.eval.laws import LawFit
+from newtonrewards.eval.look import Seen, look
+from newtonrewards.eval.refine import refine
+from newtonrewards.eval.results import finite
+from newtonrewards.eval.tracks import centroid
+from newtonrewards.eval.verdict import Evidence, agreement, disagreement, drifting, judge
+from newtonrewards.eval.video_score import Motion, Vector, VideoScore
+from newtonrewards.rewards import kinematics, mass, sentinels
+from newtonrewards.rewards.flow import RaftFlow
+from newtonrewards.rewards.window import Window
+
+# A video is made smaller until a frame holds no more pixels than this (320 x 200): silhouettes need no more.
+PIXELS = 64_000
+MAX_BYTES = 2**30
+FLOW_HANDICAP = 2
+# Below this (H/s^2) a residual isn't given as a share of the acceleration.
+LEAST_ACCELERATION = 0.02
+
+Flow = Callable[[], RaftFlow]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How videos are read; see `core.video.read_clip`.
+
+    Attributes:
+        fps: resample to this physical rate. capture_fps: rate at which the frames were taken (slow motion).
+        num_frames: keep the first so many.
+        masks: folder with NAME.npz (`masks`, (T, H, W), 0 to 1 or 0 to 255) for videos NAME.*, or None.
+        tracks: CSV file with the object's centres (see `given.track_of`), or None.
+        motion: what the videos show.
+    """
+
+    fps: float | None = None
+    capture_fps: float | None = None
+    num_frames: int | None = None
+    masks: Path | None = None
+    tracks: Path | None = None
+    motion: Motion = "auto"
+
+
+def measure_video(path: Path, options: Options, flow: Flow | None) -> Measured:
+    """Measure one file.
+
+    Args:
+        path: the video.
+        options: how to read it.
+        flow: gives the flow network when it is first needed; None: silhouettes alone.
+    Raises:
+        InputError: no readable video of at least two frames, or masks that don't fit.
+    """
+    clip, native = _read(path, options)
+    given = None
+    if options.masks is not None:
+        given = masks_of(options.masks / f"{path.stem}.npz", clip)
+    elif options.tracks is not None:
+        given = track_of(options.tracks, path, clip, native)
+    return measure_clip(clip, given, flow, options.motion)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A record, and what it was made from: the clip, and the object's soft masks in it, (T, H, W) in [0, 1]."""
+
+    score: VideoScore
+    clip: Clip
+    soft: Float[np.ndarray, "T H W"]
+
+
+def measure_clip(
+    clip: Clip, masks: Float[np.ndarray, "T H W"] | None, flow: Flow | None, motion: Motion = "auto"
+) -> Measured:
+    """Measure a clip in memory; `masks` if they are known. See `measure_video`."""
+    frames = np.ascontiguousarray(clip.frames.permute(0, 2, 3, 1).numpy())
+    found = find_object(frames, float(clip.fps)) if masks is None else _known(masks)
+    views = {} if found.reason else {"mask" if masks is not None else "silhouette": found.soft}
+    seen = None if found.reason or flow is None else look(clip, found, flow(), given=masks is not None)
+    if seen is not None and seen.colour is not None:
+        views["colour"] = seen.colour
+    if masks is None:
+        rough = list(views.items())
+        views |= {
+            f"refined {name}": better
+            for name, soft in rough
+            if (better := refine(frames, soft, float(clip.fps))) is not None
+        }
+    pairs = [list(_instruments(clip, name, soft, seen)) for name, soft in views.items()]
+    pair = max(pairs, key=_worth, default=[])
+    # Flow reads a little low: it wins only where the centres follow a law for clearly less long.
+    best = max(pair, key=lambda one: len(one.window) - (FLOW_HANDICAP if one.kind == "flow" else 0), default=None)
+    features = None if seen is None or best is None else seen.features_over(best.soft)
+    evidence = _evidence(clip, frames, found, best, pair, features, motion)
+    score = VideoScore(
+        file=clip.source.path,
+        sha256=clip.source.sha256,
+        num_frames=clip.num_frames,
+        height=frames.shape[1],
+        width=frames.shape[2],
+        fps=float(clip.fps),
+        playback_fps=clip.source.playback_fps,
+        preprocessing=list(clip.source.preprocessing),
+        motion=motion,
+        **judge(evidence),
+        **_numbers(evidence),
+        sentinels=_sentinels(clip),
+    )
+    return Measured(score, clip, found.soft if best is None else best.soft)
+
+
+@dataclass(frozen=True, eq=False)
+class Instrument:
+    """One way to measure velocity: centres of masks, or flow under masks.
+
+    Attributes:
+        name: of the masks, with `flow under` where flow was read. kind: `centre` or `flow`.
+        soft: (T, H, W) the masks. velocity: (N, 2) H/s. window: its longest lawful stretch in motion.
+    """
+
+    name: str
+    kind: str
+    soft: Float[np.ndarray, "T H W"]
+    velocity: Float[np.ndarray, "N 2"]
+    window: Window
+
+
+def _instruments(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: Seen | None) -> Iterator[Instrument]:
+    fps, height = float(clip.fps), clip.frames.shape[-2]
+    velocity = np.diff(centroid(soft)[0], axis=0) * fps
+    yield Instrument(name, "centre", soft, velocity, lawful_velocities(velocity, fps, height))
+    if seen is not None:
+        velocity = seen.velocity_under(soft) * fps / height
+        yield Instrument(f"flow under {name}", "flow", soft, velocity, lawful_velocities(velocity, fps, height))
+
+
+def _worth(pair: Sequence[Instrument]) -> float:
+    """How long masks let an object follow a law, times how well their centres and the flow under them agree."""
+    longest = max(pair, key=lambda one: len(one.window))
+    if len(pair) < 2:
+        return float(len(longest.window))
+    apart = disagreement(pair[0].velocity, pair[1].velocity, longest.window)
+    return len(longest.window) * agreement(apart)
+
+
+def _evidence(
+    clip: Clip,
+    frames: np.ndarray,
+    found: Found,
+    best: Instrument | None,
+    instruments: Sequence[Instrument],
+    features: np.ndarray | None,
+    motion: Motion,
+) -> Evidence:
+    """The best instrument beside the one of the other kind with the same masks."""
+    soft = found.soft if best is None else best.soft
+    position, area = centroid(soft)
+    other = next((one for one in instruments if best and one.soft is best.soft and one.kind != best.kind), None)
+    window = Window(0, 0, float("nan")) if best is None else best.window
+    nothing = np.full((clip.num_frames - 1, 2), np.nan)
+    return Evidence(
+        reason=found.reason,
+        source="none" if best is None else best.name,
+        window=window,
+        fit=None if best is None or not len(window) else law_fit(best.velocity, window, float(clip.fps)),
+        mass=None if features is None or not len(window) else _mass_conserved(features, window),
+        area_change=_area_change(area, window) if len(window) else None,
+        smooth=None if best is None else drifting(best.velocity, window, float(clip.fps), frames.shape[1]),
+        motion=motion,
+        velocity=nothing if best is None else best.velocity,
+        other=None if other is None else other.velocity,
+        position=position,
+        area=area,
+        last_place_changed=_stays(frames, soft),
+        others=found.others,
+        fps=float(clip.fps),
+        height=frames.shape[1],
+        width=frames.shape[2],
+    )
+
+
+def _known(masks: Float[np.ndarray, "T H W"]) -> Found:
+    return Found(masks, "" if masks.max() > 0.5 else "the masks are empty", True, 0)
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, options: Options) -> tuple[Clip, tuple[int, int]]:
+    """The video, small enough, and its own height and width, which are known after two frames."""
+    first = read_clip(path, num_frames=2, capture_fps=options.capture_fps)
+    height, width = first.frames.shape[-2:]
+    factor = min(1.0, (PIXELS / (height * width)) ** 0.5)
+    size = None if factor == 1.0 else (round(height * factor), round(width * factor))
+    clip = read_clip(
+        path,
+        num_frames=options.num_frames,
+        fps=options.fps,
+        capture_fps=options.capture_fps,
+        size=size,
+        max_bytes=MAX_BYTES,
+    )
+    return clip, (height, width)
+
+
+def _stays(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> bool:
+    """Whether something lies to the end where the object was last seen: then it came to rest and didn't vanish."""
+    seen = np.flatnonzero((soft > 0.5).any(axis=(1, 2)))
+    if not len(seen) or seen[-1] == len(frames) - 1:
+        return True
+    place = soft[seen[-1]] > 0.5
+    return float(np.abs(frames[-1] - frames[seen[-1]])[place].mean()) < 0.5 * float(
+        np.abs(frames[0] - frames[seen[-1]])[place].mean()
+    )
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+def law_fit(velocity: Float[np.ndarray, "N 2"], window: Window, fps: float) -> LawFit:
+    """The line through the velocities of a window; a velocity belongs to the time between its two frames."""
+    values, valid = _in_window(velocity, window)
+    line = kinematics.fit(values, valid, torch.tensor([fps], dtype=torch.float64))
+    acceleration, count = line.acceleration[0].numpy(), len(window)
+    rms = float((2 * line.residual[0]).sqrt())
+    spread = np.sqrt(count * (count**2 - 1) / 12)  # root of the sum of squared times, in frames
+    error = rms / np.sqrt(2) * np.sqrt(count / max(count - 2, 1)) / spread * fps
+    start = line.start[0].numpy() + acceleration * (window.start - 0.5) / fps
+    return LawFit(start, acceleration, float(error), count / fps, rms)
+
+
+def _in_window(velocity: Float[np.ndarray, "N 2"], window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.from_numpy(np.nan_to_num(velocity))[None]
+    valid = torch.zeros(1, values.shape[1], dtype=torch.bool)
+    valid[:, window.start : window.stop] = True
+    return values, valid
+
+
+def _sentinels(clip: Clip) -> dict[str, float | None]:
+    frames = clip.frames[None]
+    return {
+        "saturation": finite(float(sentinels.saturation(frames))),
+        "high_frequency": finite(float(sentinels.high_frequency(frames))),
+    }
+
+
+def _numbers(evidence: Evidence) -> dict[str, object]:
+    """Kinematics inside the window, as fields of `VideoScore`."""
+    fit, fps = evidence.fit, evidence.fps
+    if fit is None:
+        return {}
+    size = float(np.linalg.norm(fit.acceleration))
+    # Both axes together, and per frame interval: how much the acceleration changes from frame to frame.
+    residual = (
+        float((2 * kinematics.second_difference(*_in_window(evidence.velocity, evidence.window))[0]).sqrt()) * fps
+    )
+    return {
+        "acceleration": _vector(fit.acceleration),
+        "acceleration_magnitude": size,
+        "acceleration_px": size * evidence.height / fps**2,
+        "acceleration_error": fit.error,
+        "start_velocity": _vector(fit.start),
+        "start_speed": float(np.linalg.norm(fit.start)),
+        "kinematic_residual": residual,
+        "relative_residual": residual / size if size > LEAST_ACCELERATION else None,
+        "fit_rms": fit.rms,
+        "mass": evidence.mass,
+        "area_change": evidence.area_change,
+    }
+
+
+def _vector(values: Float[np.ndarray, " 2"]) -> Vector:
+    return Vector(x=float(values[0]), y=float(values[1]))
+
+
+def _area_change(area: Float[np.ndarray, " T"], window: Window) -> float | None:
+    """log of the object's area at the window's end over that at its start, medians of three frames."""
+    inside = area[window.start : window.stop + 1]
+    first, last = np.median(inside[:3]), np.median(inside[-3:])
+    return float(np.log(last / first)) if first > 0 and last > 0 else None
+
+
+def _mass_conserved(look: Float[np.ndarray, "T C"], window: Window) -> float | None:
+    """`rewards.mass.conserved` over the window's frames."""
+    pooled = torch.from_numpy(look[window.start : window.stop + 1])[None]
+    return finite(float(mass.conserved(pooled, torch.ones(pooled.shape[:2], dtype=torch.bool))[0]))
