@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
@@ -35,7 +35,8 @@ from newtonrewards.launch.cli import COMMANDS
 RECIPES = Path(__file__).with_name("recipes") / "demo"
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
 DONE = "stages.jsonl"
-TRAINED = ("more_fine_tuning", "post_trained")
+TrainedArm = Literal["more_fine_tuning", "post_trained"]
+TRAINED: tuple[TrainedArm, ...] = ("more_fine_tuning", "post_trained")
 
 
 class DemoRecipe(Config):
@@ -46,7 +47,7 @@ class DemoRecipe(Config):
         test_clips: simulated clips to judge by; motions take turns, and for each motion its shifts.
         test_shifts: `id`, `ood` (all shifts that a motion has), or single ones.
         more_fine_tuning, post_trained: recipes of the two trained arms, beside this file.
-        overrides: changes to both of them, as for `newtonrewards train --set`.
+        overrides: changes to the recipe of an arm, by its name, as for `newtonrewards train --set`.
         num_inference_steps: of the test clips of every arm.
         shares: about how long each command takes, for the bar.
     """
@@ -56,7 +57,7 @@ class DemoRecipe(Config):
     test_shifts: tuple[str, ...] = ("id", "ood")
     more_fine_tuning: str = "more_fine_tuning.yaml"
     post_trained: str = "post_trained.yaml"
-    overrides: tuple[str, ...] = ()
+    overrides: dict[TrainedArm, tuple[str, ...]] = {}
     num_inference_steps: int = Field(8, ge=1)
     shares: dict[str, float] = {}
 
@@ -102,7 +103,7 @@ def plan(recipe: DemoRecipe, folder: Path, out: Path, seed: int) -> list[Stage]:
     for arm, title in zip(TRAINED, titles, strict=True):
         path = folder / str(getattr(recipe, arm))
         changes = [f"seed={seed}", f"model.path={_quoted(models['fine_tuned'])}", f"data.clips={_quoted(train_clips)}"]
-        changes += recipe.overrides
+        changes += recipe.overrides.get(arm, ())
         options = [word for change in changes for word in ("--set", change)]
         argv = ("--recipe", str(path), "--out", str(out / arm), *options)
         stages.append(Stage(title, "train", argv, _hash(path, models["fine_tuned"]), out / arm / "model"))

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from newtonrewards.eval.metrics import METRICS
-from newtonrewards.eval.verdict import VideoScore
+from newtonrewards.eval.video_score import VideoScore
 from newtonrewards.rewards.reward import TERMS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 EXPLAINED = {
     name for row in re.findall(r"^\| ([^|]+) \|", PAGE, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
 }
-EXPLAINED |= set(re.findall(r"`(coverage)`", PAGE))
+EXPLAINED |= set(re.findall(r"`(coverage|reasons|doubts)`", PAGE))
 # Fields that say which file, how it was read, and why; not numbers.
-NO_NUMBERS = {"schema_version", "kind", "where", "reason", "doubts", "source", "path"}
+NO_NUMBERS = {"schema_version", "kind", "source", "path"}
 
 
 @pytest.mark.parametrize("name", [*METRICS, *TERMS, *sorted(set(VideoScore.model_fields) - NO_NUMBERS)])

@@ -40,11 +40,11 @@ def small(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "WEIGHTS", weights)
 
 
-@pytest.mark.parametrize("name", ["demo", "quick"])
+@pytest.mark.parametrize("name", ["demo", "long", "quick"])
 def test_recipes_of_the_demo_are_valid_and_the_arms_start_from_the_same_model(name: str) -> None:
     recipe = load(demo.DemoRecipe, RECIPES / f"{name}.yaml")
-    control = load(TrainRecipe, RECIPES / recipe.more_fine_tuning, recipe.overrides)
-    reward = load(TrainRecipe, RECIPES / recipe.post_trained, recipe.overrides)
+    control = load(TrainRecipe, RECIPES / recipe.more_fine_tuning, recipe.overrides.get("more_fine_tuning", ()))
+    reward = load(TrainRecipe, RECIPES / recipe.post_trained, recipe.overrides.get("post_trained", ()))
     assert all(isinstance(stage, SftStage) for stage in control.stages)
     assert any(isinstance(stage, RewardStage) for stage in reward.stages)
     assert control.model == reward.model
