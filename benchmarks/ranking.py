@@ -23,7 +23,8 @@ from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.workers import each
 from newtonrewards.eval.measure import measure_clip
 from newtonrewards.rewards.flow import RaftFlow, load_flow
-from newtonrewards.rewards.reward import TERMS, Reward, RewardConfig, TermConfig
+from newtonrewards.rewards.reward import Reward, RewardConfig, TermConfig
+from newtonrewards.rewards.terms import TERMS
 from newtonrewards.simulation.corrupt import LOOKS, MOTIONS, corrupt
 from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import sample_scene

@@ -114,6 +114,8 @@ class ClipBatch:
         masks: (B, T, H, W) in [0, 1] or None.
         valid: (B, T) bool or None.
         index: (B,) global sample index of each clip, which seeds its random streams.
+        law: (B, 2) acceleration that the law demands from the first frame on, H/s^2, x right, y down; NaN rows where
+            it isn't known; None: for no clip.
     """
 
     frames: Float[Tensor, "B T 3 H W"]
@@ -122,6 +124,7 @@ class ClipBatch:
     masks: Float[Tensor, "B T H W"] | None = None
     valid: Bool[Tensor, "B T"] | None = None
     index: tuple[int, ...] = ()
+    law: Float[Tensor, "B 2"] | None = None
 
     def __len__(self) -> int:
         return self.frames.shape[0]
@@ -146,6 +149,7 @@ class ClipBatch:
             masks=stacked("masks"),
             valid=stacked("valid"),
             index=tuple(range(len(clips)) if index is None else index),
+            law=_laws(clips),
         )
 
     def to(self, device: torch.device | str) -> ClipBatch:
@@ -158,6 +162,7 @@ class ClipBatch:
             fps=self.fps.to(device),
             masks=moved(self.masks),
             valid=moved(self.valid),
+            law=moved(self.law),
         )
 
     def part(self, start: int, stop: int, step: int = 1) -> ClipBatch:
@@ -174,11 +179,20 @@ class ClipBatch:
             cut(self.masks),
             cut(self.valid),
             self.index[chosen],
+            cut(self.law),
         )
 
     def with_frames(self, frames: Float[Tensor, "B T 3 H W"]) -> ClipBatch:
         """The same captions, rates and indices with other pixels; masks belong to the old ones and are dropped."""
         return replace(self, frames=frames, masks=None)
+
+
+def _laws(clips: Sequence[Clip]) -> Tensor | None:
+    truths = [clip.truth for clip in clips]
+    if all(truth is None for truth in truths):
+        return None
+    unknown = torch.full((2,), torch.nan)
+    return torch.stack([unknown if truth is None else truth.acceleration[0].to(unknown) for truth in truths])
 
 
 def check_frames(frames: Tensor, *, batched: bool) -> None:

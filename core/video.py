@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,20 +24,19 @@ from torch import Tensor
 
 from newtonrewards.core.clip import Clip, Source, check_frames
 from newtonrewards.core.errors import InputError
+from newtonrewards.core.frame_plan import MIN_FRAMES, plan_frames
 from newtonrewards.core.run import write_atomic
 
-MIN_FRAMES = 2  # one picture has no motion
-CHUNK = 32  # frames that are decoded at a time
+# Frames that are decoded at a time: so many, or as many as fit into so many bytes.
+CHUNK, CHUNK_BYTES = 32, 2**27
 MAX_BYTES = 4 * 2**30  # of the float32 clip; asked for before decoding
-# Timestamps in milliseconds (Matroska) or in ticks (phones) wobble by some per cent: still a constant rate.
-UNEVEN = 0.25
-LONGEST_GAP = 3.0  # mean intervals; above it an even rate without repeated frames would throw most of the file away
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 
 def read_clip(
     path: str | Path,
     *,
+    start: int = 0,
     num_frames: int | None = None,
     fps: float | None = None,
     size: int | tuple[int, int] | None = None,
@@ -50,7 +48,8 @@ def read_clip(
 
     Args:
         path: any file that decord or PyAV can decode (mp4, mov, mkv, webm, avi, gif, ...).
-        num_frames: keep the first so many frames, after resampling; None keeps all.
+        start: leave out so many frames at the beginning, after resampling.
+        num_frames: keep the first so many frames from there on; None keeps all.
         fps: resample to this many frames per second of *physical* time, each time the nearest frame (frames are never
             blended or repeated); None keeps the file's rate. A variable rate is made even at its longest interval.
         size: (height, width) in px: scaled until it covers this, then cut at the centre, so that lengths along x and y
@@ -68,7 +67,9 @@ def read_clip(
     path = _checked(path)
     with _open(path) as decoder:
         times, rate = decoder.times, decoder.fps
-        plan = plan_frames(times, rate, fps=fps, num_frames=num_frames, capture_fps=capture_fps, where=path)
+        plan = plan_frames(
+            times, rate, fps=fps, start=start, num_frames=num_frames, capture_fps=capture_fps, where=path
+        )
         resize = _Resize.plan(decoder.height, decoder.width, size, path)
         need = len(plan.indices) * 3 * resize.height * resize.width * 4
         if need > max_bytes:
@@ -81,6 +82,27 @@ def read_clip(
     done = (f"decoded with {decoder.name}", *plan.record, *resize.record)
     source = Source(path=str(path), sha256=sha256(path), playback_fps=decoder.fps, preprocessing=done)
     return Clip(frames=torch.cat(chunks), fps=plan.fps, caption=caption, source=source)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a video file holds: frames after resampling, height and width in px."""
+
+    num_frames: int
+    height: int
+    width: int
+
+
+def video_size(path: str | Path, *, fps: float | None = None, capture_fps: float | None = None) -> Size:
+    """How much `read_clip` would read with these arguments, known without decoding more than one frame.
+
+    Raises:
+        InputError: as `read_clip`.
+    """
+    path = _checked(path)
+    with _open(path) as decoder:
+        plan = plan_frames(decoder.times, decoder.fps, fps=fps, capture_fps=capture_fps, where=path)
+        return Size(len(plan.indices), decoder.height, decoder.width)
 
 
 def write_video(
@@ -121,91 +143,6 @@ def sha256(path: str | Path) -> str:
     """Hash of a file, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True)
-class FramePlan:
-    """Which frames of a file make the clip.
-
-    Attributes:
-        indices: frame numbers in the file, strictly rising from 0.
-        fps: frames per second of physical time between them.
-        record: what was done, one sentence each.
-    """
-
-    indices: tuple[int, ...]
-    fps: float
-    record: tuple[str, ...]
-
-
-def plan_frames(
-    times: Sequence[float],
-    playback_fps: float,
-    *,
-    fps: float | None = None,
-    num_frames: int | None = None,
-    capture_fps: float | None = None,
-    where: Path | None = None,
-) -> FramePlan:
-    """Choose frames by their time stamps (s, rising), without having decoded any; the rest as in `read_clip`.
-
-    Raises:
-        InputError: see `read_clip`; `where` is the file.
-    """
-    for name, value in (("fps", fps), ("num_frames", num_frames), ("capture_fps", capture_fps)):
-        if value is not None and not value > 0:
-            raise InputError(f"{name} is {value}, it must be positive", where=where)
-    if len(times) < MIN_FRAMES:
-        raise InputError("only one frame, motion needs two", where=where, fix="Give a longer clip.")
-    physical = np.asarray(times, dtype=np.float64) - times[0]
-    rate, record = playback_fps, []
-    if capture_fps is not None and capture_fps != playback_fps:
-        physical, rate = physical * (playback_fps / capture_fps), capture_fps
-        record.append(f"played at {playback_fps:g} fps, taken at {capture_fps:g} fps of physical time")
-    indices, rate, resampled = _resample(physical, rate, fps, where)
-    record += resampled
-    wanted = MIN_FRAMES if num_frames is None else max(num_frames, MIN_FRAMES)
-    if len(indices) < wanted:
-        found = f"only {len(indices)} frames at {rate:g} fps, {wanted} are needed"
-        raise InputError(found, where=where, fix="Ask for fewer frames or a higher fps.")
-    if num_frames is not None and len(indices) > wanted:
-        record.append(f"kept the first {wanted} of {len(indices)} frames")
-        indices = indices[:wanted]
-    return FramePlan(tuple(int(index) for index in indices), float(rate), tuple(record))
-
-
-def _resample(
-    times: np.ndarray, rate: float, fps: float | None, where: Path | None
-) -> tuple[np.ndarray, float, list[str]]:
-    """Frame numbers on an even grid, its rate, and what was done; all frames where the grid is even already."""
-    record = []
-    gaps = np.diff(times)
-    if np.abs(gaps * rate - 1).max() > UNEVEN:
-        record.append(f"variable frame rate: intervals from {gaps.min():.3g} to {gaps.max():.3g} s")
-        if fps is None and gaps.max() * rate > LONGEST_GAP:
-            missing = f"frames are missing: the longest interval is {gaps.max():.3g} s, the mean {gaps.mean():.3g} s"
-            raise InputError(missing, where=where, fix="Cut the file there or give fps.")
-        fps = 1 / float(gaps.max()) if fps is None else fps
-    elif fps is None or fps == rate:
-        return np.arange(len(times)), rate, record
-    ratio = rate / fps
-    spacing = "" if abs(ratio - round(ratio)) < 1e-3 else " (uneven spacing: not a whole multiple)"
-    record.append(f"resampled from {rate:g} to {fps:g} fps, nearest frame{spacing}")
-    return _nearest(times, fps, where), fps, record
-
-
-def _nearest(times: np.ndarray, fps: float, where: Path | None) -> np.ndarray:
-    """Index of the frame nearest to k / fps for k = 0, 1, ...: each at most once, or motion would seem to stop."""
-    # The last one may lie half a frame of the file past its end, no more.
-    count = math.floor((times[-1] + 0.5 * (times[-1] - times[-2])) * fps) + 1
-    wanted = np.arange(count) / fps
-    right = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
-    # At a tie the earlier one: the tolerance keeps rounding of the time stamps from deciding.
-    indices = np.where(wanted - times[right - 1] <= times[right] - wanted + 1e-3 / fps, right - 1, right)
-    if np.any(np.diff(indices) == 0):
-        fix = f"Ask for at most {1 / np.diff(times).max():.3g} fps."
-        raise InputError(f"{fps:g} fps would repeat frames of this file", where=where, fix=fix)
-    return indices
 
 
 @dataclass(frozen=True)
@@ -282,11 +219,13 @@ class _Decord:
     def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         import decord
 
-        yield self.first[None]  # every plan starts at frame 0
-        for start in range(1, len(indices), CHUNK):
+        if indices[0] == 0:
+            yield self.first[None]
+        size = _chunk(self.height, self.width)
+        for start in range(int(indices[0] == 0), len(indices), size):
             with _quiet():
                 try:
-                    chunk = self.reader.get_batch(list(indices[start : start + CHUNK])).asnumpy()
+                    chunk = self.reader.get_batch(list(indices[start : start + size])).asnumpy()
                 except (decord.DECORDError, RuntimeError) as error:
                     raise _damaged(self.path, indices[start], " ".join(str(error).split())[:80]) from None
             yield chunk
@@ -315,7 +254,7 @@ class _PyAV:
         self.height, self.width = _rgb(first).shape[:2]
 
     def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
-        wanted, kept = set(indices), []
+        wanted, kept, size = set(indices), [], _chunk(self.height, self.width)
         with av.open(str(self.path)) as container:
             container.streams.video[0].thread_type = "AUTO"
             number = -1
@@ -323,7 +262,7 @@ class _PyAV:
                 for number, frame in enumerate(container.decode(video=0)):
                     if number in wanted:
                         kept.append(_rgb(frame))
-                    if len(kept) == CHUNK:
+                    if len(kept) == size:
                         yield np.stack(kept)
                         kept = []
                     if number == indices[-1]:
@@ -334,6 +273,10 @@ class _PyAV:
             raise _damaged(self.path, number + 1, "the file is cut short")
         if kept:
             yield np.stack(kept)
+
+
+def _chunk(height: int, width: int) -> int:
+    return max(1, min(CHUNK, CHUNK_BYTES // (height * width * 3)))
 
 
 def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:

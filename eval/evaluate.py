@@ -42,7 +42,8 @@ from newtonrewards.eval.results import (
 from newtonrewards.eval.summary import pairs_of, summarise
 from newtonrewards.eval.table import table
 from newtonrewards.eval.tracks import Track, fit_constant_acceleration, true_track, velocity
-from newtonrewards.rewards.reward import TERMS, Reward, RewardConfig, TermConfig
+from newtonrewards.rewards.reward import Reward, RewardConfig, TermConfig
+from newtonrewards.rewards.terms import TERMS
 from newtonrewards.simulation.store import ClipFolder
 
 HEADLINE = ("rmse_v", "rmse_a", "l2", "iou", "area_ratio", "presence")

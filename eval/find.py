@@ -100,24 +100,23 @@ def find_object(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Found:
     if float(np.median(hard.mean(axis=(1, 2)))) > MOVING_CAMERA:
         return Found(nothing, "the whole picture changes: the camera moves or the light does", False, 0)
     soft = np.clip((difference - 0.5 * threshold) / threshold, 0, 1).astype(np.float32)
-    kept, others = follow(soft, hard, fps)
+    kept, others = follow(soft, hard, fps, frames.shape[1])
     return Found(kept, "" if kept.any() else "nothing moves", True, others)
 
 
 def follow(
-    soft: Float[np.ndarray, "T H W"], hard: Bool[np.ndarray, "T H W"], fps: float
-) -> tuple[Float[np.ndarray, "T H W"], int]:
+    soft: Float[np.ndarray, "T h w"], hard: Bool[np.ndarray, "T h w"], fps: float, height: int
+) -> tuple[Float[np.ndarray, "T h w"], int]:
     """Of all that is seen, the thing that best follows one law; and how many other things moved for a similar time.
 
     Args:
         soft: masks of everything, in [0, 1]. hard: the pixels whose patches are linked from frame to frame.
-        fps: frames per second of physical time.
+        fps: frames per second of physical time. height: of the whole frame, if these are a part of it.
     """
     labels = _labels(hard)
     chains = _chains(labels)
     if not chains:
         return np.zeros_like(soft), 0
-    height = hard.shape[1]
     marks = sorted(((_mark(chain, len(hard), height, fps), i) for i, chain in enumerate(chains)), reverse=True)
     best = chains[marks[0][1]]
     others = sum(mark > 0.5 * marks[0][0] for mark, _ in marks[1:]) if marks[0][0] > 0 else 0

@@ -20,8 +20,8 @@ RADIUS = 0.02
 NEEDED = ("frame", "x_px", "y_px")
 
 
-def masks_of(path: Path, clip: Clip) -> Float[np.ndarray, "T H W"]:
-    """Masks from NAME.npz (`masks`, (T, h, w), 0 to 1, or 0 to 255 in 8 bits).
+def masks_of(path: Path, clip: Clip, start: int = 0) -> Float[np.ndarray, "T H W"]:
+    """Masks from NAME.npz (`masks`, (T, h, w), 0 to 1, or 0 to 255 in 8 bits); `start`: the clip's first frame.
 
     Raises:
         InputError: no such file, no such array, or too few frames.
@@ -32,15 +32,19 @@ def masks_of(path: Path, clip: Clip) -> Float[np.ndarray, "T H W"]:
     except (OSError, ValueError, KeyError) as error:
         fix = "It must hold an array `masks` of shape (T, H, W)."
         raise InputError(f"can't read the masks ({error})", where=path, fix=fix) from None
-    if array.ndim != 3 or len(array) < clip.num_frames:
+    if array.ndim != 3 or len(array) < start + clip.num_frames:
         fix = "Give one mask for each frame, and no --fps, with which frames would be left out."
-        raise InputError(f"masks of shape {array.shape} for {clip.num_frames} frames", where=path, fix=fix)
-    masks = torch.from_numpy(array[: clip.num_frames].astype(np.float32)) / (255 if array.dtype == np.uint8 else 1)
+        raise InputError(f"masks of shape {array.shape} for {start + clip.num_frames} frames", where=path, fix=fix)
+    masks = torch.from_numpy(array[start : start + clip.num_frames].astype(np.float32)) / (
+        255 if array.dtype == np.uint8 else 1
+    )
     size = (clip.frames.shape[-2], clip.frames.shape[-1])
     return torch.nn.functional.interpolate(masks[None], size, mode="area")[0].clamp(0, 1).numpy()
 
 
-def track_of(path: Path, video: Path, clip: Clip, native: tuple[int, int]) -> Float[np.ndarray, "T H W"]:
+def track_of(
+    path: Path, video: Path, clip: Clip, native: tuple[int, int], start: int = 0
+) -> Float[np.ndarray, "T H W"]:
     """A track as masks: discs at its centres.
 
     Args:
@@ -48,6 +52,7 @@ def track_of(path: Path, video: Path, clip: Clip, native: tuple[int, int]) -> Fl
             optionally `area_px`, and `file` where it holds the tracks of several videos. Lines that begin with # and
             other columns are ignored.
         video: whose track is wanted. clip: as it was read. native: (height, width) of the video before any resizing.
+        start: number of the clip's first frame in the video.
     Raises:
         InputError: unreadable, a column missing, a line that holds no number, or no row for this video.
     """
@@ -55,11 +60,13 @@ def track_of(path: Path, video: Path, clip: Clip, native: tuple[int, int]) -> Fl
     scale = (width / native[1], height / native[0])
     masks = np.zeros((clip.num_frames, height, width), dtype=np.float32)
     rows, columns = np.mgrid[:height, :width]
+    named = False
     for line, row in _rows(path):
         if row.get("file") and Path(row["file"]).stem != video.stem:
             continue
+        named = True
         try:
-            frame, x, y = int(row["frame"]), float(row["x_px"]) * scale[0], float(row["y_px"]) * scale[1]
+            frame, x, y = int(row["frame"]) - start, float(row["x_px"]) * scale[0], float(row["y_px"]) * scale[1]
             area = float(row.get("area_px") or 0) * scale[0] * scale[1]
         except ValueError as error:
             raise InputError(f"line {line}: {error}", where=path, fix="Give numbers, one row for each frame.") from None
@@ -67,7 +74,7 @@ def track_of(path: Path, video: Path, clip: Clip, native: tuple[int, int]) -> Fl
             radius = (area / np.pi) ** 0.5 if area > 0 else RADIUS * height
             distance = np.hypot(columns + 0.5 - x, rows + 0.5 - y)
             masks[frame] = np.clip(max(radius, 1.5) + 0.5 - distance, 0, 1)
-    if not masks.any():
+    if not named:
         raise InputError(f"no row for {video.name}", where=path, fix="Name the video in a column `file`.")
     return masks
 

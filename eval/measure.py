@@ -8,7 +8,7 @@ can't be measured, gets the verdict `cannot_tell` and no score.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Float
 
 from newtonrewards.core.clip import Clip
-from newtonrewards.core.video import read_clip
-from newtonrewards.eval.find import Found, find_object, lawful_velocities
+from newtonrewards.core.video import Size, read_clip, video_size
+from newtonrewards.eval.find import Found, camera_moves, find_object, lawful_velocities
 from newtonrewards.eval.given import masks_of, track_of
 from newtonrewards.eval.laws import LawFit
 from newtonrewards.eval.look import Seen, look
 from newtonrewards.eval.refine import refine
 from newtonrewards.eval.results import finite
+from newtonrewards.eval.stabilise import stabilise
 from newtonrewards.eval.tracks import centroid
 from newtonrewards.eval.verdict import Evidence, agreement, disagreement, drifting, judge
 from newtonrewards.eval.video_score import Motion, Vector, VideoScore
@@ -34,6 +35,8 @@ from newtonrewards.rewards.window import Window
 PIXELS = 64_000
 MAX_BYTES = 2**30
 FLOW_HANDICAP = 2
+# Longer videos are looked at in stretches of so many frames, which overlap by so many: memory doesn't grow with length.
+STRETCH, OVERLAP = 300, 60
 # Below this (H/s^2) a residual isn't given as a share of the acceleration.
 LEAST_ACCELERATION = 0.02
 
@@ -61,7 +64,7 @@ class Options:
 
 
 def measure_video(path: Path, options: Options, flow: Flow | None) -> Measured:
-    """Measure one file.
+    """Measure one file; a long one in stretches of `STRETCH` frames, of which the one that shows most counts.
 
     Args:
         path: the video.
@@ -70,28 +73,64 @@ def measure_video(path: Path, options: Options, flow: Flow | None) -> Measured:
     Raises:
         InputError: no readable video of at least two frames, or masks that don't fit.
     """
-    clip, native = _read(path, options)
+    size = video_size(path, fps=options.fps, capture_fps=options.capture_fps)
+    total = size.num_frames if options.num_frames is None else min(size.num_frames, options.num_frames)
+    best: Measured | None = None
+    for start in _stretches(total):
+        measured = _stretch(path, options, flow, size, start, min(STRETCH, total - start))
+        if best is None or measured.way > best.way:
+            best = measured
+    assert best is not None, "every video has a first stretch"
+    return best
+
+
+def _stretches(total: int) -> list[int]:
+    """First frames of the stretches; each overlaps the one before, so that no short event is cut in two."""
+    return [0, *range(STRETCH - OVERLAP, total - OVERLAP, STRETCH - OVERLAP)]
+
+
+def _stretch(path: Path, options: Options, flow: Flow | None, size: Size, start: int, count: int) -> Measured:
+    """Read a stretch, small enough, and measure it."""
+    factor = min(1.0, (PIXELS / (size.height * size.width)) ** 0.5)
+    clip = read_clip(
+        path,
+        start=start,
+        num_frames=options.num_frames if start == 0 and options.num_frames == count else count,
+        fps=options.fps,
+        capture_fps=options.capture_fps,
+        size=None if factor == 1.0 else (round(size.height * factor), round(size.width * factor)),
+        max_bytes=MAX_BYTES,
+    )
     given = None
     if options.masks is not None:
-        given = masks_of(options.masks / f"{path.stem}.npz", clip)
+        given = masks_of(options.masks / f"{path.stem}.npz", clip, start)
     elif options.tracks is not None:
-        given = track_of(options.tracks, path, clip, native)
-    return measure_clip(clip, given, flow, options.motion)
+        given = track_of(options.tracks, path, clip, (size.height, size.width), start)
+    return measure_clip(clip, given, flow, options.motion, start)
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A record, and what it was made from: the clip, and the object's soft masks in it, (T, H, W) in [0, 1]."""
+    """A record, and what it was made from.
+
+    Attributes:
+        clip: the frames that were looked at. soft: (T, H, W) the object's soft masks in them, in [0, 1].
+        way: how far the object goes under one law, H, times for how many frames: how much there is to judge.
+    """
 
     score: VideoScore
     clip: Clip
     soft: Float[np.ndarray, "T H W"]
+    way: float
 
 
 def measure_clip(
-    clip: Clip, masks: Float[np.ndarray, "T H W"] | None, flow: Flow | None, motion: Motion = "auto"
+    clip: Clip, masks: Float[np.ndarray, "T H W"] | None, flow: Flow | None, motion: Motion = "auto", start: int = 0
 ) -> Measured:
-    """Measure a clip in memory; `masks` if they are known. See `measure_video`."""
+    """Measure a clip in memory; `masks` if they are known, `start` the number of its first frame in the video. See
+    `measure_video`."""
+    if masks is None:
+        clip = _with_a_still_camera(clip)
     frames = np.ascontiguousarray(clip.frames.permute(0, 2, 3, 1).numpy())
     found = find_object(frames, float(clip.fps)) if masks is None else _known(masks)
     views = {} if found.reason else {"mask" if masks is not None else "silhouette": found.soft}
@@ -110,10 +149,11 @@ def measure_clip(
     # Flow reads a little low: it wins only where the centres follow a law for clearly less long.
     best = max(pair, key=lambda one: len(one.window) - (FLOW_HANDICAP if one.kind == "flow" else 0), default=None)
     features = None if seen is None or best is None else seen.features_over(best.soft)
-    evidence = _evidence(clip, frames, found, best, pair, features, motion)
+    evidence = replace(_evidence(clip, frames, found, best, pair, features, motion), first_frame=start)
     score = VideoScore(
         file=clip.source.path,
         sha256=clip.source.sha256,
+        first_frame=start,
         num_frames=clip.num_frames,
         height=frames.shape[1],
         width=frames.shape[2],
@@ -125,7 +165,22 @@ def measure_clip(
         **_numbers(evidence),
         sentinels=_sentinels(clip),
     )
-    return Measured(score, clip, found.soft if best is None else best.soft)
+    inside = evidence.velocity[evidence.window.start : evidence.window.stop]
+    way = float(np.linalg.norm(inside, axis=1).sum()) / evidence.fps * len(inside)
+    return Measured(score, clip, found.soft if best is None else best.soft, way)
+
+
+def _with_a_still_camera(clip: Clip) -> Clip:
+    """The clip itself, or, if its camera moves and that can be undone, the clip without that motion."""
+    frames = np.ascontiguousarray(clip.frames.permute(0, 2, 3, 1).numpy())
+    if not camera_moves(frames):
+        return clip
+    laid = stabilise(frames)
+    if laid is None:
+        return clip
+    done = (*clip.source.preprocessing, "camera motion removed: every frame laid over the middle one")
+    still = torch.from_numpy(laid).permute(0, 3, 1, 2).contiguous()
+    return replace(clip, frames=still, source=replace(clip.source, preprocessing=done))
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +247,7 @@ def _evidence(
         area=area,
         last_place_changed=_stays(frames, soft),
         others=found.others,
+        first_frame=0,
         fps=float(clip.fps),
         height=frames.shape[1],
         width=frames.shape[2],
@@ -200,26 +256,6 @@ def _evidence(
 
 def _known(masks: Float[np.ndarray, "T H W"]) -> Found:
     return Found(masks, "" if masks.max() > 0.5 else "the masks are empty", True, 0)
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path, options: Options) -> tuple[Clip, tuple[int, int]]:
-    """The video, small enough, and its own height and width, which are known after two frames."""
-    first = read_clip(path, num_frames=2, capture_fps=options.capture_fps)
-    height, width = first.frames.shape[-2:]
-    factor = min(1.0, (PIXELS / (height * width)) ** 0.5)
-    size = None if factor == 1.0 else (round(height * factor), round(width * factor))
-    clip = read_clip(
-        path,
-        num_frames=options.num_frames,
-        fps=options.fps,
-        capture_fps=options.capture_fps,
-        size=size,
-        max_bytes=MAX_BYTES,
-    )
-    return clip, (height, width)
 
 
 def _stays(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> bool:

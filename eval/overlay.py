@@ -23,7 +23,7 @@ ARROW_FRAMES = 3
 def overlay(measured: Measured) -> Float[torch.Tensor, "t 3 h w"]:
     """The frames around the window, enlarged to at least 240 px and of even size."""
     score = measured.score
-    first, last = shown(score.num_frames, score.window)
+    first, last = shown(score.num_frames, score.window_inside)
     frames = measured.clip.frames[first:last].permute(0, 2, 3, 1).numpy()
     large = enlarged(frames)
     factor = large.shape[1] // frames.shape[1]

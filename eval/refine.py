@@ -22,6 +22,8 @@ ROUNDS = 3
 MARGIN = 2
 # What is certainly object: this share of it, and this far (RGB distance) from the background.
 CERTAIN, AWAY = 0.9, 0.12
+# The part of the clip that is looked at reaches so far around the rough masks.
+PART_FRAMES, PART_PIXELS = 12, 12
 # Fewer pixels than this teach no colours.
 LEAST_PIXELS = 12
 
@@ -35,13 +37,30 @@ def refine(
         frames: of a still camera. soft: rough masks, in [0, 1]. fps: frames per second of physical time.
     Source: ours.
     """
+    part = _part(soft)
+    if part is None:
+        return None
+    result, seen, rough = np.zeros_like(soft), frames[part], soft[part]
     for _ in range(ROUNDS):
-        scene = _scene(frames, soft)
+        scene = _scene(seen, rough)
         if scene is None:
             return None
-        every = segment.soft_masks(scene, frames)
-        soft, _ = follow(every, every > 0.5, fps)
-    return soft if (soft > 0.5).sum() >= PRESENT_PIXELS else None
+        every = segment.soft_masks(scene, seen)
+        rough, _ = follow(every, every > 0.5, fps, frames.shape[1])
+    result[part] = rough
+    return result if (rough > 0.5).sum() >= PRESENT_PIXELS else None
+
+
+def _part(soft: Float[np.ndarray, "T H W"]) -> tuple[slice, slice, slice] | None:
+    """Frames, rows and columns around everything that the masks cover; None where they cover nothing."""
+    hard = soft > 0.5
+    if not hard.any():
+        return None
+    spans = []
+    for axes, margin in (((1, 2), PART_FRAMES), ((0, 2), PART_PIXELS), ((0, 1), PART_PIXELS)):
+        there = np.flatnonzero(hard.any(axis=axes))
+        spans.append(slice(max(0, int(there[0]) - margin), int(there[-1]) + 1 + margin))
+    return spans[0], spans[1], spans[2]
 
 
 def _scene(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> segment.Scene | None:

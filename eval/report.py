@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,10 @@ CURVES = {
     "loss": ("Loss", "What the optimiser minimises. Its size means little across stages."),
     "flow_matching": ("Flow matching", "The supervised loss; in the reward stage it is the anchor."),
     "reward": ("Reward", "Sum of the weighted terms; higher is better."),
-    "raw": ("Penalties of the reward", "Each term in its own unit; lower is more physical."),
+    "raw": (
+        "Penalties of the reward",
+        "Each term in its own unit; lower is more physical. Black: what perfect clips get, the noise of the networks.",
+    ),
     "sentinel": ("Sentinels", "Alarms against winning by a trick; never trained on."),
     "unmeasured": ("Unmeasured", "Share of clips on which a term could not be measured."),
 }
@@ -219,6 +222,9 @@ def _curves(training: Sequence[Training]) -> Iterator[dict[str, Any]]:
         charts = []
         for key in keys:
             series = [line for place, run in enumerate(training) for line in _run_series(run, place, key)]
+            if group == "raw":
+                floor = [line for run in training[:1] for line in _run_series(run, 0, key.replace("raw", "floor", 1))]
+                series += [replace(line, css=TRUTH, label="perfect clips") for line in floor]
             if has_values(series):
                 svg = line_chart(Chart(f"{key} over training", "step", "", series))
                 charts.append({"name": key, "svg": Markup(svg)})

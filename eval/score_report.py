@@ -78,7 +78,7 @@ def _row(folder: Path, number: int, record: Record) -> dict[str, Any]:
 
 def charts(score: VideoScore) -> Iterator[Chart]:
     """Position, velocity and acceleration over time: dots are measured, lines are the fitted constant acceleration."""
-    path, window = score.path, score.window
+    path, window = score.path, score.window_inside
     seconds = np.array(path.seconds)
     shade = None if window is None else (float(seconds[window[0]]), float(seconds[window[1]]))
     half = 0.5 / score.fps
@@ -100,9 +100,10 @@ def charts(score: VideoScore) -> Iterator[Chart]:
 
 def _fitted(score: VideoScore, kind: str | None, seconds: np.ndarray) -> Iterator[Series]:
     """The fitted line inside the window; none for positions, whose start the fit doesn't know."""
-    if kind is None or score.window is None or score.acceleration is None or score.start_velocity is None:
+    window = score.window_inside
+    if kind is None or window is None or score.acceleration is None or score.start_velocity is None:
         return
-    first, last = score.window
+    first, last = window
     inside = seconds[[first, last]]
     start, slope = (getattr(vector, kind[-1]) for vector in (score.start_velocity, score.acceleration))
     values = [slope, slope] if kind.startswith("a") else [start, start + slope * float(inside[1] - inside[0])]

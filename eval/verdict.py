@@ -54,7 +54,7 @@ class Evidence:
         motion: what the video is said to show.
         position: (T, 2) H. area: (T,) H^2.
         last_place_changed: something lies where the object was last seen.
-        others: things that moved for about as long.
+        others: things that moved for about as long. first_frame: number of the first frame in the video.
     """
 
     reason: str
@@ -71,6 +71,7 @@ class Evidence:
     area: Float[np.ndarray, " T"]
     last_place_changed: bool
     others: int
+    first_frame: int
     fps: float
     height: int
     width: int
@@ -85,7 +86,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
     verdict, reasons = _verdict(evidence, confidence, moving)
     if verdict == "cannot_tell":
         confidence = min(confidence, LEAST_CONFIDENCE)
-    window = (evidence.window.start, evidence.window.stop) if len(evidence.window) else None
+    window = tuple(evidence.first_frame + frame for frame in (evidence.window.start, evidence.window.stop))
     return {
         "verdict": verdict,
         "reasons": reasons,
@@ -93,7 +94,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
         "doubts": doubts,
         "score": _score(evidence, verdict, moving),
         "source": evidence.source,
-        "window": window,
+        "window": window if len(evidence.window) else None,
         "coverage": coverage,
         "presence": float(np.isfinite(evidence.position).all(axis=1).mean()),
         "disagreement": apart,
@@ -109,14 +110,14 @@ def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdic
         return "cannot_tell", [f"hardly anything moves ({way:.1f} px)"]
     lost = _lost_at(evidence)
     if lost is not None:
-        return "unlawful", [f"the object is gone from frame {lost} on, in mid-motion"]
+        return "unlawful", [f"the object is gone from frame {evidence.first_frame + lost} on, in mid-motion"]
     if confidence < LEAST_CONFIDENCE:
         return "cannot_tell", ["masks and flow don't agree on the motion"]
     unsteady, blame = _unsteady(evidence, moving), confidence >= BLAME_CONFIDENCE
     if evidence.smooth is not None and not _perspective(evidence.smooth):
-        unsteady = [_told(evidence.smooth)]
+        unsteady = [_told(evidence, evidence.smooth)]
     elif evidence.smooth is not None and unsteady:
-        return "cannot_tell", [f"{_told(evidence.smooth)}: {CAMERA}"]
+        return "cannot_tell", [f"{_told(evidence, evidence.smooth)}: {CAMERA}"]
     if unsteady and not blame:
         return "cannot_tell", ["no long law, but masks and flow don't agree well enough to blame the video"]
     if unsteady and moving < LEAST_VELOCITIES and not len(evidence.window):
@@ -124,20 +125,26 @@ def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdic
     wrong = unsteady + _changed(evidence) + ([] if evidence.fit is None else broken(evidence.motion, evidence.fit))
     if wrong:
         return ("unlawful" if blame else "cannot_tell"), wrong
-    return "lawful", [f"constant acceleration in frames {evidence.window.start} to {evidence.window.stop}"]
+    return "lawful", [f"constant acceleration in {_frames(evidence, evidence.window)}"]
 
 
 def _unsteady(evidence: Evidence, moving: int) -> list[str]:
     """Why no single law holds for long enough, or nothing."""
     jump, count = _jump_at(evidence), len(evidence.window)
     if jump is not None:
-        return [f"the object jumps between the frames {jump} and {jump + 1}"]
+        return [
+            f"the object jumps between the frames {evidence.first_frame + jump} and {evidence.first_frame + jump + 1}"
+        ]
     if count and (count >= STEADY_SHARE * moving or count >= STEADY_VELOCITIES):
         return []
     if not count:
         return ["no stretch of five frames follows one law of constant acceleration"]
-    stretch = f"frames {evidence.window.start} to {evidence.window.stop}"
+    stretch = _frames(evidence, evidence.window)
     return [f"one law holds in {stretch} only, {count} of {moving} moving intervals"]
+
+
+def _frames(evidence: Evidence, run: Window | Smooth) -> str:
+    return f"frames {evidence.first_frame + run.start} to {evidence.first_frame + run.stop}"
 
 
 def drifting(velocity: Float[np.ndarray, "N 2"], window: Window, fps: float, height: int) -> Smooth | None:
@@ -157,9 +164,9 @@ def _perspective(run: Smooth) -> bool:
     return along > 0 and min(sizes) > PERSPECTIVE * max(sizes)
 
 
-def _told(run: Smooth) -> str:
+def _told(evidence: Evidence, run: Smooth) -> str:
     first, last = (float(np.linalg.norm(a)) for a in (run.first, run.last))
-    return f"in frames {run.start} to {run.stop} the acceleration changes steadily from {first:.2f} to {last:.2f} H/s²"
+    return f"in {_frames(evidence, run)} the acceleration changes steadily from {first:.2f} to {last:.2f} H/s²"
 
 
 def _changed(evidence: Evidence) -> list[str]:
@@ -278,7 +285,7 @@ def _confidence(evidence: Evidence, apart: float | None) -> tuple[float, list[st
         doubts.append(f"{evidence.others} other things move too")
     if evidence.smooth is not None and _perspective(evidence.smooth):
         confidence *= 0.7
-        doubts.append(f"not constant in the image: {_told(evidence.smooth)}; {CAMERA}")
+        doubts.append(f"not constant in the image: {_told(evidence, evidence.smooth)}; {CAMERA}")
     if 0 < len(evidence.window) < 6:
         confidence *= 0.8
         doubts.append("a short stretch")

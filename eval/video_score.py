@@ -41,9 +41,11 @@ class VideoScore(Config):
     """One line of `scores.jsonl`.
 
     Attributes:
-        file, sha256: the video as given on the command line. num_frames, height, width, fps: of what was measured,
-            after preprocessing; fps in physical time. playback_fps: of the file. preprocessing: all that was done to
-            the pixels, in order.
+        file, sha256: the video as given on the command line. playback_fps: of the file.
+        first_frame: where what was measured begins: a long video is looked at in stretches, and the one that shows most
+            counts; other frame numbers count from the video's beginning. num_frames, height, width, fps: of what was
+            measured, after preprocessing; fps in physical time.
+        preprocessing: all that was done to the pixels, in order.
         motion: what the video was said to show; `auto`: any motion under one law.
         verdict: `lawful`, `unlawful` or `cannot_tell`; reasons: why, in words.
         confidence: 0 to 1, how far the verdict can be trusted; doubts: what lowers it.
@@ -66,6 +68,7 @@ class VideoScore(Config):
     kind: Literal["newtonrewards.score"] = "newtonrewards.score"
     file: str
     sha256: str
+    first_frame: int = 0
     num_frames: int
     height: int
     width: int
@@ -96,6 +99,11 @@ class VideoScore(Config):
     disagreement: float | None
     sentinels: dict[str, float | None]
     path: Path
+
+    @property
+    def window_inside(self) -> tuple[int, int] | None:
+        """The window counted from `first_frame`, as the path is."""
+        return None if self.window is None else (self.window[0] - self.first_frame, self.window[1] - self.first_frame)
 
 
 class VideoFailure(Config):

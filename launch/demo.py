@@ -107,9 +107,9 @@ def plan(recipe: DemoRecipe, folder: Path, out: Path, seed: int) -> list[Stage]:
         options = [word for change in changes for word in ("--set", change)]
         argv = ("--recipe", str(path), "--out", str(out / arm), *options)
         stages.append(Stage(title, "train", argv, _hash(path, models["fine_tuned"]), out / arm / "model"))
-    for arm in (*models, *TRAINED):
-        lora = arm in TRAINED and _trains_lora(folder / str(getattr(recipe, arm)))
-        stages.append(_generate(arm, models, out, test_clips, recipe.num_inference_steps, seed, lora))
+    for name in (*models, *TRAINED):
+        lora = name in TRAINED and _trains_lora(folder / str(getattr(recipe, name)))
+        stages.append(_generate(name, models, out, test_clips, recipe.num_inference_steps, seed, lora))
     results = out / "results"
     compared = [word for arm in (*models, *TRAINED) for word in ("--arm", f"{arm}={out / 'generated' / arm}")]
     baselines = ("--baseline", "fine_tuned", "--baseline", "more_fine_tuning")

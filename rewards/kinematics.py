@@ -21,6 +21,8 @@ from newtonrewards.core.errors import ShapeError
 
 # A support smaller than this share of the frame (0.4 px at 64 x 64) says nothing about an object.
 MIN_SUPPORT_SHARE = 1e-4
+# Below this (H/s^2) an acceleration is no law to compare with, and below this (H/s) a velocity no direction.
+MIN_ACCELERATION, MIN_SPEED = 0.05, 0.02
 # A line through two points always fits: a residual needs three.
 MIN_VELOCITIES = 3
 
@@ -159,6 +161,56 @@ def acceleration_error(measured: Float[Tensor, "B 2"], expected: Float[Tensor, "
     zero = torch.zeros_like(measured)
     error = torch.where(known[:, None], measured, zero) - torch.where(known[:, None], expected, zero)
     square = error.square().mean(-1)
+    return torch.where(known, square, torch.full_like(square, torch.nan))
+
+
+def gravity_error(measured: Float[Tensor, "B 2"], expected: Float[Tensor, "B 2"]) -> Float[Tensor, "B"]:
+    """(g_eff - 1)^2 with g_eff = a . a_expected / |a_expected|^2: the size of the acceleration where the law is known.
+
+    Args:
+        measured: fitted acceleration of the clip, H/s^2.
+        expected: the law's, for a fall (0, g / metres per frame height), H/s^2; NaN where it isn't known.
+    Returns:
+        without unit, per clip, >= 0; 1 for an object that isn't accelerated; NaN where either is unknown, or the law's
+        acceleration is below `MIN_ACCELERATION`.
+    Source: physics.md §6 (`g_eff`), ours.
+    """
+    square = expected.square().sum(-1)
+    known = (measured.isfinite() & expected.isfinite()).all(-1) & (square > MIN_ACCELERATION**2)
+    own, law = (torch.where(known[:, None], part, torch.ones_like(part)) for part in (measured, expected))
+    ratio = (own * law).sum(-1) / law.square().sum(-1)
+    return torch.where(known, (ratio - 1).square(), torch.full_like(ratio, torch.nan))
+
+
+def downwards_error(measured: Float[Tensor, "B 2"]) -> Float[Tensor, "B"]:
+    """What of an acceleration doesn't point down: zero for every fall and throw, whatever the size of gravity.
+
+    A throw keeps its speed across the frame, so a_x = 0, and nothing accelerates upwards, so a_y >= 0.
+
+    Args:
+        measured: fitted acceleration of the clip, H/s^2, x right, y down.
+    Returns:
+        (H/s^2)^2 per clip, mean over both axes, >= 0; NaN where unmeasured.
+    Source: physics.md §8, ours. An object without acceleration pays nothing: add a term that knows its size.
+    """
+    upwards = measured[:, 1].clamp(max=0)
+    return (measured[:, 0].square() + upwards.square()) / 2
+
+
+def across_error(measured: Float[Tensor, "B 2"], velocity: Float[Tensor, "B 2"]) -> Float[Tensor, "B"]:
+    """Squared part of an acceleration across the way: zero on a ramp, where the way is straight.
+
+    Args:
+        measured: fitted acceleration, H/s^2. velocity: mean velocity over the same time, H/s.
+    Returns:
+        (H/s^2)^2 per clip, >= 0; NaN where unmeasured, or where the object hardly moves and so has no way.
+    Source: physics.md §8, ours.
+    """
+    speed = velocity.square().sum(-1)
+    known = (measured.isfinite() & velocity.isfinite()).all(-1) & (speed > MIN_SPEED**2)
+    own, way = (torch.where(known[:, None], part, torch.ones_like(part)) for part in (measured, velocity))
+    across = own[:, 0] * way[:, 1] - own[:, 1] * way[:, 0]
+    square = across.square() / way.square().sum(-1)
     return torch.where(known, square, torch.full_like(square, torch.nan))
 
 

@@ -6,8 +6,11 @@ Letters: B clips, T frames, A_t area of the object in frame t. Each gives one nu
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 # A frame shows the object if it has at least this share of the first frame's area.
@@ -15,6 +18,42 @@ PRESENT = 0.3
 # Within half an 8-bit step of black or white a pixel is clipped.
 CLIPPED = 0.5 / 255
 EPSILON = 1e-8
+# Healthy ranges of means over clips. Perfect and honestly generated clips stay inside.
+LIMITS: dict[str, tuple[float, float]] = {
+    "motion_energy": (0.3, 3.0),
+    "presence": (0.7, 1.0),
+    "area_ratio": (0.5, 1.6),
+    "saturation": (0.0, 0.1),
+    "high_frequency": (0.3, 1.8),
+    "second_opinion": (0.0, 0.7),
+}
+
+
+def alarms(values: Mapping[str, float]) -> list[str]:
+    """Names of the sentinels that lie outside `LIMITS`; one that can't be measured rings as well."""
+    outside = []
+    for name, value in values.items():
+        low, high = LIMITS[name]
+        if math.isnan(value) or not low <= value <= high:
+            outside.append(name)
+    return outside
+
+
+def second_opinion(
+    velocity: Float[Tensor, "B N 2"], other: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"]
+) -> Float[Tensor, "B"]:
+    """Root mean square difference of two methods' object velocities over the larger root mean square speed: 0 where
+    they agree, 1 and more where one sees what the other doesn't. NaN where they have nothing in common.
+
+    Args:
+        velocity: by the flow network of the reward, H/s. other: by a method that it was not trained on.
+        valid: which velocities count.
+    """
+    known = valid & (velocity.isfinite() & other.isfinite()).all(-1)
+    a, b = (torch.where(known[..., None], part, torch.zeros_like(part)) for part in (velocity, other))
+    away, size = (a - b).square().sum((1, 2)), torch.maximum(a.square().sum((1, 2)), b.square().sum((1, 2)))
+    ratio = (away / size.clamp(min=EPSILON)).sqrt()
+    return torch.where(known.any(1), ratio, torch.full_like(ratio, torch.nan))
 
 
 def motion_energy(frames: Float[Tensor, "B T 3 H W"], reference: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B"]:

@@ -22,6 +22,8 @@ MIN_LENGTH = 4
 # above three times that.
 TOLERANCE_PX = 0.25
 PEAK = 3.0
+# A lawful window that covers less of a clip isn't taken for the clip's motion.
+LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,18 @@ def longest_window(
 
 
 def valid_frames(velocity: Float[Tensor, "B N 2"], fps: Float[Tensor, "B"], height: int) -> Bool[Tensor, "B T"]:
-    """`longest_window` of each clip as valid frames, with the tolerance of `TOLERANCE_PX`; T = N + 1."""
+    """`longest_window` of each clip as valid frames, with the tolerance of `TOLERANCE_PX`; T = N + 1.
+
+    Where it covers less than `LEAST_SHARE` of the clip, all frames are valid: a clip that obeys no law for long must
+    pay for that, and not go free because nothing of it could be measured.
+    """
     num_frames = velocity.shape[1] + 1
-    windows = [longest_window(v, tolerance(rate, height)) for v, rate in zip(velocity, fps.tolist(), strict=True)]
-    return torch.stack([window.frames(num_frames) for window in windows]).to(velocity.device)
+    result = torch.ones(len(velocity), num_frames, dtype=torch.bool)
+    for row, v, rate in zip(result, velocity, fps.tolist(), strict=True):
+        window = longest_window(v, tolerance(rate, height))
+        if len(window) >= LEAST_SHARE * len(v):
+            row[:] = window.frames(num_frames)
+    return result.to(velocity.device)
 
 
 def _all_runs(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -16,7 +16,9 @@ from newtonrewards.core.clip import ClipBatch
 from newtonrewards.rewards import kinematics
 from newtonrewards.rewards.appearance import FlowFeatures
 from newtonrewards.rewards.flow import FlowConfig, load_flow
-from newtonrewards.rewards.reward import TERMS, Networks, Observation, Reward, RewardConfig, Support
+from newtonrewards.rewards.observation import Networks, Observation, Support
+from newtonrewards.rewards.reward import Reward, RewardConfig
+from newtonrewards.rewards.terms import TERMS
 from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import sample_scene
 
@@ -24,14 +26,15 @@ SIZE, TIME, BATCH = 12, 6, 2
 # Rms change of a pixel. Features of flat walls bend sharply: mass/paired falls up to 2e-4 and rises again from 5e-4.
 STEP = 5e-5
 SUPPORTS: tuple[Support, ...] = ("mask", "advected", "carried", "colour", "motion", "pixel")
-USES_SUPPORT = [name for name in TERMS if name not in ("mass/paired", "mass/area")]
+WITHOUT_SUPPORT = ("mass/paired", "mass/area", "imitation/flow", "imitation/mask")
+USES_SUPPORT = [name for name in TERMS if name not in WITHOUT_SUPPORT]
 CASES = [
     (name, support)
     for name in USES_SUPPORT
     for support in SUPPORTS
     if (name, support) not in {("kinematic/velocity", "pixel")}
 ]
-CASES += [("mass/paired", "mask"), ("mass/area", "mask")]
+CASES += [(name, "mask") for name in WITHOUT_SUPPORT]
 
 
 def untouched(frames: Tensor) -> Tensor:
@@ -50,7 +53,8 @@ def clips(seed: int) -> ClipBatch:
     frames = frames + torch.tensor([0.3, -0.1, -0.2], dtype=torch.float64)[:, None, None] * mask[:, :, None]
     valid = torch.ones(BATCH, TIME, dtype=torch.bool)
     valid[1, -1] = False
-    return ClipBatch(frames, torch.tensor([20.0, 12.0]), ("",) * BATCH, mask, valid, (0, 1))
+    law = torch.tensor([[0.0, 2.0], [0.5, 1.0]], dtype=torch.float64)
+    return ClipBatch(frames, torch.tensor([20.0, 12.0]), ("",) * BATCH, mask, valid, (0, 1), law)
 
 
 def observation(frames: Tensor, inner: Tensor, features: Tensor, reference: Observation | None) -> Observation:

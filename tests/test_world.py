@@ -18,7 +18,9 @@ from torch import Tensor
 from newtonrewards.core.clip import Clip, ClipBatch
 from newtonrewards.rewards.appearance import FlowFeatures
 from newtonrewards.rewards.flow import FlowConfig, load_flow
-from newtonrewards.rewards.reward import TERMS, Networks, Observation, Reward, RewardConfig, RewardOutput, Support
+from newtonrewards.rewards.observation import Networks, Observation, Support
+from newtonrewards.rewards.reward import Reward, RewardConfig, RewardOutput
+from newtonrewards.rewards.terms import TERMS
 from newtonrewards.simulation.motions import PRIMITIVES
 from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import Scene, sample_scene
@@ -192,6 +194,10 @@ CAUGHT = [
     (wobble, "kinematic/fit", 3.0),
     (freeze, "kinematic/acceleration", 3.0),
     (wrong_gravity, "kinematic/acceleration", 3.0),
+    (wrong_gravity, "kinematic/gravity", 3.0),
+    (freeze, "kinematic/gravity", 3.0),
+    (freeze, "imitation/flow", 3.0),
+    (teleport, "imitation/mask", 3.0),
     (freeze, "mass/paired", 3.0),
     (fade, "mass/conserved", 2.0),
     (fade, "mass/area", 2.0),
@@ -218,6 +224,9 @@ FLOOR = {
     "kinematic/second_difference": 0.1 * PX2,
     "kinematic/fit": 0.02 * PX2,
     "kinematic/acceleration": 0.1,
+    "kinematic/gravity": 0.1,
+    "imitation/flow": 0.001,
+    "imitation/mask": 0.1,
     "mass/paired": 0.002,
     "mass/conserved": 0.005,
     "mass/area": 0.05,

@@ -6,6 +6,7 @@ optimiser can reach a frozen network.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class ObjectiveOutput:
 
 
 class Objective(nn.Module):
-    """Holds the model's trainable modules; `forward(batch) -> ObjectiveOutput`."""
+    """Holds the model's trainable modules; `forward(batch, step) -> ObjectiveOutput`, the step counted in its stage."""
 
     def __init__(self, model: VideoModel, seed: int) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class FlowMatchingObjective(Objective):
         super().__init__(model, seed)
         self.caption_dropout = stage.caption_dropout
 
-    def forward(self, batch: ClipBatch) -> ObjectiveOutput:
+    def forward(self, batch: ClipBatch, step: int = 0) -> ObjectiveOutput:
         loss = self.flow_matching(batch, self.caption_dropout)
         return ObjectiveOutput(loss, {"flow_matching": loss.detach()})
 
@@ -75,21 +76,31 @@ class FlowMatchingObjective(Objective):
 class RewardObjective(Objective):
     """Minus the reward of clips generated with gradient through the last sampling steps, plus the flow-matching
     anchor.
+
+    Args:
+        floor: what perfect clips get, by term (`rewards.floor`); logged beside the penalties.
     """
 
-    def __init__(self, model: VideoModel, stage: RewardStage, reward: Reward, seed: int) -> None:
+    def __init__(
+        self,
+        model: VideoModel,
+        stage: RewardStage,
+        reward: Reward,
+        seed: int,
+        floor: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(model, seed)
-        self.stage = stage
+        self.stage, self.floor = stage, dict(floor or {})
         self._reward = (reward,)
 
-    def forward(self, batch: ClipBatch) -> ObjectiveOutput:
+    def forward(self, batch: ClipBatch, step: int = 0) -> ObjectiveOutput:
         anchor = self.flow_matching(batch)
         rewarded = batch.part(0, len(batch), self.stage.reward_every)
         condition = self.model.condition(rewarded.captions, rewarded.frames[:, 0])
         noise = draw_noise(self.model.spec, self.seed, 0, rewarded.index, "sampling/noise").to(batch.frames)
         latents = sample(self.model, condition, noise, **self.stage.sampling.model_dump())
         frames = self.model.decode(latents, condition)
-        output = self._reward[0](rewarded.with_frames(frames), reference=rewarded)
+        output = self._reward[0](rewarded.with_frames(frames), reference=rewarded, step=step)
         # the rewarded clips are 1 of `reward_every`: scaled up, the mean over the batch is the mean over them
         loss = self.stage.anchor_weight * anchor
         loss = loss + torch.zeros_like(loss).index_put(
@@ -97,7 +108,8 @@ class RewardObjective(Objective):
             -output.total * self.stage.reward_every,
         )
         logs = {"flow_matching": anchor.detach(), "reward": output.total.detach()}
-        for group in ("raw", "weighted", "unmeasured", "sentinels"):
+        for group in ("raw", "normalised", "weighted", "unmeasured", "sentinels"):
             prefix = "sentinel" if group == "sentinels" else group
             logs |= {f"{prefix}/{name}": value.detach().float() for name, value in getattr(output, group).items()}
+        logs |= {f"floor/{name}": torch.full_like(anchor.detach(), value) for name, value in self.floor.items()}
         return ObjectiveOutput(loss, logs)

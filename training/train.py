@@ -11,18 +11,23 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 
+from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.errors import run_command
 from newtonrewards.core.recipe import load
 from newtonrewards.core.run import output_folder, provenance, write_atomic, write_json
 from newtonrewards.models.base import VideoModel
 from newtonrewards.models.load import load_video_model, save_trained
+from newtonrewards.rewards.floor import measure_floor
 from newtonrewards.rewards.reward import Reward
 from newtonrewards.simulation.store import ClipFolder
 from newtonrewards.training import checkpoint
-from newtonrewards.training.batches import Batches
+from newtonrewards.training.batches import Batches, ClipDataset
 from newtonrewards.training.objectives import FlowMatchingObjective, Objective, RewardObjective
 from newtonrewards.training.recipe import RewardStage, Stage, TrainRecipe
 from newtonrewards.training.trainer import Trainer
+
+# Clips of the training data whose penalties are the floor.
+FLOOR_CLIPS = 16
 
 
 def train(recipe: TrainRecipe, run: Path) -> Path:
@@ -46,7 +51,7 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
     for number, stage in enumerate(recipe.stages):
         if last is None or last.stage <= number:
             resume = last if last is not None and last.stage == number else None
-            _run_stage(recipe, number, objective(model, stage, recipe.seed), batches, run, first, resume)
+            _run_stage(recipe, number, objective(model, stage, recipe.seed, dataset), batches, run, first, resume)
         first += stage.steps
     if process.is_main_process:
         save_trained(model, recipe.model, run / "model")
@@ -82,10 +87,14 @@ def _run_stage(
         tracker.finish()
 
 
-def objective(model: VideoModel, stage: Stage, seed: int) -> Objective:
-    if isinstance(stage, RewardStage):
-        return RewardObjective(model, stage, Reward(stage.reward), seed)
-    return FlowMatchingObjective(model, stage, seed)
+def objective(model: VideoModel, stage: Stage, seed: int, dataset: ClipDataset) -> Objective:
+    """What a stage minimises; for a reward also what perfect clips get, so that the curves can be read against it."""
+    if not isinstance(stage, RewardStage):
+        return FlowMatchingObjective(model, stage, seed)
+    reward = Reward(stage.reward)
+    perfect = ClipBatch.stack([dataset[index] for index in range(min(FLOOR_CLIPS, len(dataset)))])
+    floors = measure_floor(reward, [perfect.to(PartialState().device)])
+    return RewardObjective(model, stage, reward, seed, {name: floor.mean for name, floor in floors.items()})
 
 
 def _on_cpu() -> bool:

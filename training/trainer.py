@@ -106,7 +106,9 @@ class Trainer:
         for part in range(stage.accumulate):
             last = part == stage.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                output: ObjectiveOutput = self.objective(batch.part(part * size, (part + 1) * size))
+                output: ObjectiveOutput = self.objective(
+                    batch.part(part * size, (part + 1) * size), self.step - self.first_step
+                )
                 self.accelerator.backward(output.loss.mean() / stage.accumulate)
             parts.append(output)
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.grad_clip)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from newtonrewards.core import video
 from newtonrewards.core.errors import InputError, ShapeError
-from newtonrewards.core.video import plan_frames, read_clip, write_video
+from newtonrewards.core.frame_plan import plan_frames
+from newtonrewards.core.video import read_clip, video_size, write_video
 
 
 @pytest.fixture
@@ -188,6 +189,24 @@ def test_only_the_asked_frames_of_a_long_file_are_held(tmp_path: Path, monkeypat
     handed.clear()
     assert read_clip(tmp_path / "a.mp4", fps=10.0).num_frames == 200
     assert max(handed) <= video.CHUNK
+
+
+@pytest.mark.parametrize("decoder", ["decord", "PyAV"])
+@pytest.mark.parametrize(("start", "count"), [(0, 5), (1, 4), (37, 12), (48, 2)])
+def test_a_stretch_is_a_slice_of_the_whole(
+    tmp_path: Path, request: pytest.FixtureRequest, decoder: str, start: int, count: int
+) -> None:
+    if decoder == "PyAV":
+        request.getfixturevalue("only_pyav")
+    write_video(tmp_path / "a.mp4", noise(50, 3, 36, 64), 10.0)
+    whole = read_clip(tmp_path / "a.mp4").frames
+    part = read_clip(tmp_path / "a.mp4", start=start, num_frames=count)
+    assert torch.equal(part.frames, whole[start : start + count])
+    assert any("left out the first" in step for step in part.source.preprocessing) == (start > 0)
+    size = video_size(tmp_path / "a.mp4", fps=5.0)
+    assert (size.num_frames, size.height, size.width) == (25, 36, 64)
+    with pytest.raises(InputError, match="frames at 10 fps"):
+        read_clip(tmp_path / "a.mp4", start=49)
 
 
 def test_a_variable_rate_is_made_even(tmp_path: Path) -> None:

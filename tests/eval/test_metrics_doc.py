@@ -9,7 +9,7 @@ import pytest
 
 from newtonrewards.eval.metrics import METRICS
 from newtonrewards.eval.video_score import VideoScore
-from newtonrewards.rewards.reward import TERMS
+from newtonrewards.rewards.terms import TERMS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 EXPLAINED = {

@@ -17,6 +17,7 @@ import torch
 from newtonrewards.core.clip import Clip
 from newtonrewards.core.errors import InputError, run_command
 from newtonrewards.core.video import write_video
+from newtonrewards.eval import measure as measuring
 from newtonrewards.eval import score, segment
 from newtonrewards.eval.find import lawful_velocities, resting
 from newtonrewards.eval.measure import Flow, Options, measure_clip, measure_video
@@ -117,6 +118,31 @@ def test_noise_and_a_moving_camera_cannot_be_told(flow: Flow) -> None:
     assert scored(pan, flow).verdict == "cannot_tell"
 
 
+def canvas(seed: int, size: int) -> torch.Tensor:
+    """(3, size, size): a wall with blots of many sizes, on which a camera can be followed."""
+    generator = torch.Generator().manual_seed(seed)
+    wall = torch.full((1, 3, size, size), 0.5)
+    for cells, share in ((8, 0.15), (24, 0.12), (64, 0.1)):
+        blots = torch.rand(1, 3, cells, cells, generator=generator) - 0.5
+        wall = wall + 2 * share * torch.nn.functional.interpolate(blots, (size, size), mode="bicubic")
+    return wall[0].clamp(0, 1)
+
+
+def test_a_hand_held_camera_is_held_still(flow: Flow) -> None:
+    """A fall before a wall, filmed by a camera that pans: the same acceleration as from a tripod."""
+    wall, frames = canvas(0, 220), []
+    rows, columns_ = torch.meshgrid(torch.arange(220) + 0.5, torch.arange(220) + 0.5, indexing="ij")
+    for t in range(20):
+        mask = (11.5 - torch.hypot(columns_ - 110, rows - (60 + 0.22 * t * t))).clamp(0, 1)
+        scene = wall * (1 - mask) + mask * torch.tensor([0.95, 0.2, 0.1])[:, None, None]
+        left, top = 20 + round(1.6 * t), 24 + round(5 * np.sin(t / 4))
+        frames.append(scene[:, top : top + 160, left : left + 160])
+    got = scored(torch.stack(frames), flow)
+    assert any("camera motion removed" in step for step in got.preprocessing)
+    assert got.verdict == "lawful", got.reasons
+    assert vector(got) == pytest.approx((0.0, 0.44 * 20**2 / 160), abs=0.08)
+
+
 def test_slow_motion_is_measured_in_physical_time() -> None:
     fast, slow = (scored(clip(2).frames, None, fps) for fps in (20.0, 40.0))
     assert fast.acceleration_magnitude is not None
@@ -207,13 +233,21 @@ def test_rest_is_no_law() -> None:
     assert not resting(turn, 20.0, 64).any()
 
 
-def falling(velocity: tuple[float, float], acceleration: tuple[float, float], size: float = 7.0) -> torch.Tensor:
-    """A disc on a plain wall for 17 frames at 20 fps, from (.3, .25) H; velocities in H/s."""
+def falling(
+    velocity: tuple[float, float],
+    acceleration: tuple[float, float],
+    size: float = 7.0,
+    off: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A disc on a plain wall for 17 frames at 20 fps, from (.3, .25) H; velocities in H/s, `off` (17, 2) in px."""
     rows, columns_ = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")
     wall = 0.4 + 0.1 * torch.sin(columns_ / 5) * torch.cos(rows / 7)
     frames = []
-    for t in torch.arange(17) / 20:
+    for k in range(17):
+        t = k / 20
         x, y = ((p + v * t + a * t * t / 2) * 64 for p, v, a in zip((0.3, 0.25), velocity, acceleration, strict=True))
+        if off is not None:
+            x, y = x + float(off[k, 0]), y + float(off[k, 1])
         mask = (size + 0.5 - torch.hypot(columns_ - x, rows - y)).clamp(0, 1)
         frames.append((wall * (1 - mask))[None] + mask * torch.tensor([0.9, 0.3, 0.1])[:, None, None])
     return torch.stack(frames)
@@ -257,6 +291,28 @@ def test_a_track_from_a_file_is_used(tmp_path: Path) -> None:
         measure_video(tmp_path / "fall.mp4", Options(tracks=tmp_path / "tracks.csv"), None)
 
 
+def test_a_long_video_is_looked_at_in_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flow: Flow) -> None:
+    """A fall after a long rest: found in its stretch, at its own frame numbers, with the memory of one stretch."""
+    fall = falling((0.0, 0.0), (0.0, 1.4))
+    write_video(tmp_path / "long.mp4", torch.cat([fall[:1].expand(45, -1, -1, -1), fall]), 20.0)
+    longest: list[int] = []
+    measure = measuring.measure_clip
+    monkeypatch.setattr(measuring, "STRETCH", 30)
+    monkeypatch.setattr(measuring, "OVERLAP", 12)
+    monkeypatch.setattr(
+        measuring, "measure_clip", lambda clip, *rest: (longest.append(clip.num_frames), measure(clip, *rest))[1]
+    )
+    got = measure_video(tmp_path / "long.mp4", Options(), flow).score
+    assert max(longest) == 30
+    assert got.first_frame == 36
+    assert got.window is not None
+    assert 45 <= got.window[0] <= 48
+    assert got.window[1] == 61
+    assert vector(got) == pytest.approx((0.0, 1.4), abs=0.15)
+    assert f"frames {got.window[0]} to 61" in got.reasons[0]
+    assert any("left out the first 36 of 62 frames" in step for step in got.preprocessing)
+
+
 def test_shards_meet_and_a_second_start_only_does_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,15 +343,11 @@ def test_shards_meet_and_a_second_start_only_does_what_is_missing(
 
 def test_before_and_after_are_compared_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
-    for side in ("before", "after"):
+    for side, shake in (("before", 3.0), ("after", 0.0)):
         (tmp_path / side).mkdir()
         for number in range(4):
-            frames = falling((0.1 * number, 0.0), (0.0, 1.4))
-            if side == "before":
-                shifts = rng.integers(-3, 4, (len(frames) - 1, 2)).tolist()
-                shaken = [torch.roll(frame, shift, (1, 2)) for frame, shift in zip(frames[1:], shifts, strict=True)]
-                frames = torch.stack([frames[0], *shaken])
-            write_video(tmp_path / side / f"{number}.mp4", frames, 20.0)
+            off = torch.from_numpy(shake * rng.uniform(-1, 1, (17, 2)))
+            write_video(tmp_path / side / f"{number}.mp4", falling((0.1 * number, 0.0), (0.0, 1.4), off=off), 20.0)
     out = tmp_path / "out"
     command = [str(tmp_path / "after"), "--reference", str(tmp_path / "before"), "--flow", "none", "--out", str(out)]
     assert score.main(command) == 0

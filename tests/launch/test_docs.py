@@ -6,11 +6,13 @@ import importlib
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from newtonrewards.launch.cli import COMMANDS
+from newtonrewards.rewards.reward import Reward, RewardConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,11 +45,26 @@ def test_there_are_command_lines_at_all() -> None:
     assert len(commands()) > 10
 
 
+def what_a_reader_has() -> dict[str, object]:
+    """Names that the examples take for granted."""
+    terms = {"kinematic/second_difference": {"support": "motion"}}
+    clips = torch.rand(2, 9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return {
+        "generated": clips.clone().requires_grad_(),
+        "decoded": clips.clone().requires_grad_(),
+        "videos": clips,
+        "reward": Reward(RewardConfig.model_validate({"terms": terms})),
+        "prompts": ["a ball falls"] * 2,
+        "metadata": None,
+        "pipeline": lambda prompt, output_type: SimpleNamespace(frames=clips),
+    }
+
+
+@pytest.mark.weights
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=str)
 def test_every_python_example_runs(page: Path) -> None:
-    generated = torch.rand(2, 9, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
-        names: dict[str, object] = {"generated": generated}
+        names = what_a_reader_has()
         exec(compile(block, str(page), "exec"), names)
         if isinstance(loss := names.get("loss"), torch.Tensor):
             assert torch.isfinite(loss)

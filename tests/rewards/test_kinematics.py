@@ -142,3 +142,35 @@ def test_velocity_error_counts_valid_velocities_only() -> None:
 def test_a_velocity_is_valid_between_two_valid_frames() -> None:
     valid = torch.tensor([[True, True, False, True, True]])
     assert kinematics.valid_velocities(valid).tolist() == [[True, False, False, True]]
+
+
+DOWN = torch.tensor([[0.0, 1.5]])
+
+
+@given(number, number)
+def test_effective_gravity_is_a_ratio_along_the_law(ax: float, ay: float) -> None:
+    measured = torch.tensor([[ax, ay]])
+    assert kinematics.gravity_error(measured, DOWN).item() == pytest.approx((ay / 1.5 - 1) ** 2, abs=1e-4)
+
+
+def test_gravity_that_nobody_knows_is_not_judged() -> None:
+    measured = torch.tensor([[0.0, 1.0]]).expand(3, 2)
+    law = torch.tensor([[0.0, float("nan")], [0.0, 0.0], [0.0, 2.0]])
+    assert kinematics.gravity_error(measured, law).isnan().tolist() == [True, True, False]
+
+
+def test_only_what_does_not_point_down_costs() -> None:
+    measured = torch.tensor([[0.0, 3.0], [0.0, 0.0], [0.8, 3.0], [0.0, -1.0]])
+    assert kinematics.downwards_error(measured).tolist() == pytest.approx([0, 0, 0.32, 0.5])
+
+
+@given(st.floats(0, 6.28), st.floats(0.1, 3), st.floats(-3, 3), st.floats(-3, 3))
+def test_on_a_ramp_only_what_lies_across_the_way_costs(angle: float, speed: float, along: float, across: float) -> None:
+    way = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
+    normal = torch.tensor([-math.sin(angle), math.cos(angle)], dtype=torch.float64)
+    error = kinematics.across_error((along * way + across * normal)[None], (speed * way)[None])
+    assert error.item() == pytest.approx(across**2, abs=1e-9)
+
+
+def test_an_object_at_rest_has_no_way() -> None:
+    assert kinematics.across_error(torch.ones(1, 2), torch.zeros(1, 2)).isnan().all()

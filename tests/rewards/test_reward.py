@@ -13,7 +13,9 @@ from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.errors import InputError
 from newtonrewards.rewards.appearance import FlowFeatures
 from newtonrewards.rewards.flow import FlowConfig, RaftFlow, embedded_network
-from newtonrewards.rewards.reward import TERMS, Networks, Observation, Reward, RewardConfig
+from newtonrewards.rewards.observation import Networks, Observation
+from newtonrewards.rewards.reward import Reward, RewardConfig
+from newtonrewards.rewards.terms import TERMS
 
 SIZE, TIME = 24, 7
 ALL = {name: {"support": "advected"} for name in TERMS}
@@ -45,7 +47,8 @@ def batch(speeds: Tensor, valid: Tensor | None = None) -> ClipBatch:
     masks[..., 2:-2, 8:14] = 1
     frames[:, :, 0] += masks * speeds[..., None, None] / 10
     fps = torch.full((len(speeds),), 10.0)
-    return ClipBatch(frames, fps, ("",) * len(speeds), masks, valid, tuple(range(len(speeds))))
+    law = torch.tensor([0.0, 0.2 * 10**2 / SIZE]).expand(len(speeds), 2)  # that of FALL, in H/s^2
+    return ClipBatch(frames, fps, ("",) * len(speeds), masks, valid, tuple(range(len(speeds))), law)
 
 
 FALL = torch.arange(TIME).float().expand(2, TIME) * 0.2

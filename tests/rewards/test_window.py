@@ -53,3 +53,14 @@ def test_the_tolerance_is_the_same_motion_in_every_video() -> None:
     batch = torch.stack([motion((10, 0.0, 0.2), (6, 0.0, 0.0)), motion((16, 0.0, 0.2))])
     valid = window.valid_frames(batch, torch.tensor([20.0, 20.0]), 64)
     assert valid.sum(1).tolist() == [11, 17]
+
+
+def test_a_lawless_clip_is_judged_whole_and_does_not_go_free() -> None:
+    """A window of the best five frames of a jerky clip would hide the rest, and no window at all would cost nothing."""
+    time = torch.arange(16.0)[:, None]
+    lawful = torch.cat([0.1 * time, 0.2 * time], 1) * 0.3
+    jerky = lawful + 0.8 * torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
+    landing = torch.cat([lawful[:12], torch.zeros(4, 2)])
+    valid = window.valid_frames(torch.stack([lawful, jerky, landing]), torch.full((3,), 20.0), 64)
+    assert valid.sum(1).tolist() == [17, 17, 13]
+    assert valid[2, 13:].any().item() is False

@@ -102,6 +102,8 @@ def test_the_tracker_and_the_run_folder_tell_the_story(uninterrupted: Path) -> N
     assert all(row["grad_norm"] > 0 and row["seconds"] > 0 for row in rows)
     for name in (
         "raw/kinematic/second_difference",
+        "floor/kinematic/second_difference",
+        "normalised/kinematic/second_difference",
         "weighted/mass/paired",
         "unmeasured/mass/paired",
         "sentinel/motion_energy",

@@ -1,0 +1,110 @@
+"""Can pixels alone win the reward? Writes the table of docs/hacking.md.
+
+    .venv/bin/python benchmarks/adversarial.py --steps 200 --out docs/hacking.md
+
+Pixels of bad clips (frozen, noise, fading) are optimised directly against the reward, with nothing that keeps them
+natural: the strongest attacker there is. A row says at which step the reward passes that of perfect motion, and which
+sentinels had left their healthy range by then.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import trange
+
+from newtonrewards.core.clip import ClipBatch
+from newtonrewards.rewards import sentinels
+from newtonrewards.rewards.reward import Reward, RewardConfig
+from newtonrewards.simulation.render import render
+from newtonrewards.simulation.scene import sample_scene
+
+MARK = "<!-- table: benchmarks/adversarial.py -->\n"
+RECIPES = {
+    "the demo's": {
+        "kinematic/second_difference": {"weight": 3.0},
+        "mass/paired": {"weight": 0.2},
+        "mass/area": {"weight": 0.05},
+    },
+    "kinematic alone": {"kinematic/second_difference": {"weight": 3.0}},
+    "without a paired clip": {
+        "kinematic/second_difference": {"weight": 3.0},
+        "mass/conserved": {"weight": 0.5},
+        "mass/area": {"weight": 0.05},
+    },
+    "with the law": {
+        "kinematic/second_difference": {"weight": 3.0},
+        "kinematic/gravity": {"weight": 0.5},
+        "mass/conserved": {"weight": 0.5},
+        "mass/area": {"weight": 0.05},
+    },
+}
+
+
+def starts(truth: ClipBatch) -> dict[str, Tensor]:
+    """Bad clips with the true first frame."""
+    frames = truth.frames
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(frames.shape, generator=generator)
+    fade = torch.linspace(0, 1, frames.shape[1])[None, :, None, None, None]
+    return {
+        "frozen": frames[:, :1].expand_as(frames).clone(),
+        "noise": torch.cat([frames[:, :1], noise[:, 1:]], 1),
+        "fading": torch.lerp(frames, frames.mean((-2, -1), keepdim=True).expand_as(frames), fade),
+    }
+
+
+def attack(reward: Reward, truth: ClipBatch, start: Tensor, steps: int) -> tuple[str, str, str, str]:
+    """Reward of perfect motion and at the end; the step that passes it; alarms there."""
+    with torch.no_grad():
+        perfect = reward(truth.with_frames(truth.frames), truth).total.mean().item()
+    pixels = torch.logit(start[:, 1:].clamp(0.01, 0.99)).requires_grad_(True)
+    optimiser = torch.optim.Adam([pixels], lr=0.05)
+    passed, alarms = None, ""
+    for step in trange(steps, leave=False):
+        frames = torch.cat([truth.frames[:, :1], torch.sigmoid(pixels)], 1)
+        out = reward(truth.with_frames(frames), truth)
+        total = out.total.mean().item()
+        if passed is None and total > perfect:
+            passed = step
+            alarms = ", ".join(sorted(sentinels.alarms({k: v.nanmean().item() for k, v in out.sentinels.items()})))
+        optimiser.zero_grad()
+        (-out.total.mean()).backward()
+        optimiser.step()
+    if passed is None:
+        alarms = ", ".join(sorted(sentinels.alarms({k: v.nanmean().item() for k, v in out.sentinels.items()})))
+    return f"{perfect:.3f}", f"{total:.3f}", "never" if passed is None else str(passed), alarms or "**none**"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--clips", type=int, default=3)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="Markdown file; the table replaces what follows its mark"
+    )
+    a = parser.parse_args()
+    truth = ClipBatch.stack([render(sample_scene(21, index, split="val")) for index in range(a.clips)])
+    lines = [
+        "| reward | start | perfect motion | after | passes it at step | sentinels that ring by then |",
+        "|" + "---|" * 6,
+    ]
+    networks = None
+    for name, terms in RECIPES.items():
+        reward = Reward(RewardConfig.model_validate({"terms": terms, "second_opinion": True}), networks)
+        networks = reward.networks
+        for start, frames in starts(truth).items():
+            row = attack(reward, truth, frames, a.steps)
+            lines.append(f"| {name} | {start} | {' | '.join(row)} |")
+            print(lines[-1])
+    head = a.out.read_text().partition(MARK)[0] if a.out.is_file() else ""
+    a.out.write_text(
+        f"{head}{MARK}{a.clips} clips, {a.steps} steps of Adam on the pixels.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
