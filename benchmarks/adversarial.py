@@ -9,20 +9,17 @@ sentinels had left their healthy range by then.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
+from pages import page_parser, write_below
 from torch import Tensor
 from tqdm import trange
 
 from newtonrewards.core.clip import ClipBatch
 from newtonrewards.rewards import sentinels
-from newtonrewards.rewards.reward import Reward, RewardConfig
+from newtonrewards.rewards.reward import Reward, RewardConfig, RewardOutput
 from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import sample_scene
 
-MARK = "<!-- table: benchmarks/adversarial.py -->\n"
 RECIPES = {
     "the demo's": {
         "kinematic/second_difference": {"weight": 3.0},
@@ -70,22 +67,25 @@ def attack(reward: Reward, truth: ClipBatch, start: Tensor, steps: int) -> tuple
         total = out.total.mean().item()
         if passed is None and total > perfect:
             passed = step
-            alarms = ", ".join(sorted(sentinels.alarms({k: v.nanmean().item() for k, v in out.sentinels.items()})))
+            alarms = ringing(out)
         optimiser.zero_grad()
         (-out.total.mean()).backward()
         optimiser.step()
     if passed is None:
-        alarms = ", ".join(sorted(sentinels.alarms({k: v.nanmean().item() for k, v in out.sentinels.items()})))
-    return f"{perfect:.3f}", f"{total:.3f}", "never" if passed is None else str(passed), alarms or "**none**"
+        alarms = ringing(out)
+    return f"{perfect:.3f}", f"{total:.3f}", "never" if passed is None else str(passed), alarms
+
+
+def ringing(out: RewardOutput) -> str:
+    """The sentinels outside their healthy range, in words."""
+    means = {name: values.nanmean().item() for name, values in out.sentinels.items()}
+    return ", ".join(sorted(sentinels.alarms(means))) or "**none**"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_parser(__doc__)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--clips", type=int, default=3)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="Markdown file; the table replaces what follows its mark"
-    )
     a = parser.parse_args()
     truth = ClipBatch.stack([render(sample_scene(21, index, split="val")) for index in range(a.clips)])
     lines = [
@@ -100,10 +100,8 @@ def main() -> None:
             row = attack(reward, truth, frames, a.steps)
             lines.append(f"| {name} | {start} | {' | '.join(row)} |")
             print(lines[-1])
-    head = a.out.read_text().partition(MARK)[0] if a.out.is_file() else ""
-    a.out.write_text(
-        f"{head}{MARK}{a.clips} clips, {a.steps} steps of Adam on the pixels.\n\n" + "\n".join(lines) + "\n"
-    )
+    told = f"{a.clips} clips, {a.steps} steps of Adam on the pixels.\n\n"
+    write_below(a.out, "adversarial.py", told + "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -9,20 +9,21 @@ clip is judged worse than a true one, over all pairs of clips.
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import torch
+from pages import page_parser, write_below
 from scipy.stats import rankdata
 from tqdm import tqdm
 
 from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.workers import each
 from newtonrewards.eval.measure import measure_clip
+from newtonrewards.rewards.appearance import FlowFeatures
 from newtonrewards.rewards.flow import RaftFlow, load_flow
+from newtonrewards.rewards.observation import Networks
 from newtonrewards.rewards.reward import Reward, RewardConfig, TermConfig
 from newtonrewards.rewards.terms import TERMS
 from newtonrewards.simulation.corrupt import LOOKS, MOTIONS, corrupt
@@ -55,9 +56,10 @@ Judged = dict[str, float]
 
 @functools.cache
 def instruments() -> tuple[Reward, RaftFlow]:
-    reward = Reward(RewardConfig(terms={name: TermConfig() for name in TERMS}))
-    flow = reward.networks.flow
-    return reward, flow if isinstance(flow, RaftFlow) else load_flow(reward.config.flow)
+    """Loaded once in each process; `score` sees through the reward's own flow network."""
+    config = RewardConfig(terms={name: TermConfig() for name in TERMS})
+    flow = load_flow(config.flow)
+    return Reward(config, Networks(flow, FlowFeatures(flow))), flow
 
 
 def judged(index: int) -> dict[tuple[str, float], Judged]:
@@ -111,17 +113,12 @@ def tables(results: list[dict[tuple[str, float], Judged]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_parser(__doc__)
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="Markdown file; the tables replace what follows its mark"
-    )
     a = parser.parse_args()
     results = list(tqdm(each(judged, range(a.clips), a.workers, least=4, chunk=1), total=a.clips, unit="clip"))
-    mark = "<!-- tables: benchmarks/ranking.py -->\n"
-    head = a.out.read_text().partition(mark)[0] if a.out.is_file() else ""
-    a.out.write_text(f"{head}{mark}{a.clips} clips, seed {SEED}.\n\n{tables(results)}\n")
+    write_below(a.out, "ranking.py", f"{a.clips} clips, seed {SEED}.\n\n{tables(results)}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -94,6 +94,11 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
         if file.seek(0, os.SEEK_END) and not _ends_a_line(file):
             file.truncate(path.read_bytes().rfind(b"\n") + 1)
         file.write(json.dumps(jsonable(row), allow_nan=False).encode() + b"\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a whole file of rows or nothing."""
+    write_atomic(path, "".join(json.dumps(jsonable(row), allow_nan=False) + "\n" for row in rows))
 
 
 def _ends_a_line(file: BinaryIO) -> bool:

@@ -15,6 +15,7 @@ from newtonrewards.core.recipe import Config
 from newtonrewards.eval import stats
 from newtonrewards.eval.results import Number, finite
 from newtonrewards.eval.score_store import Record
+from newtonrewards.eval.summary import number_of
 from newtonrewards.eval.video_score import VideoScore
 
 # What is compared, and its unit.
@@ -81,14 +82,7 @@ def _column(records: Mapping[str, Record], names: Sequence[str], number: str) ->
 
 def _difference(name: str, unit: str, before: np.ndarray, after: np.ndarray, seed: int) -> Difference:
     both = np.isfinite(before) & np.isfinite(after)
-    estimate = stats.mean(after - before, seed=seed)
-    number = Number(
-        value=finite(estimate.value),
-        low=finite(estimate.low),
-        high=finite(estimate.high),
-        n=estimate.n,
-        n_missing=estimate.n_missing,
-    )
+    number = number_of(stats.mean(after - before, seed=seed))
     sides = [finite(float(side[both].mean())) if both.any() else None for side in (before, after)]
     return Difference(name=name, unit=unit, before=sides[0], after=sides[1], change=number)
 

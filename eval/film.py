@@ -44,8 +44,12 @@ def film(tiles: Sequence[Tile]) -> Float[np.ndarray, "T H W 3"]:
     for tile in tiles:
         picture = _drawn(tile, factor, length)
         columns += [picture, np.full((*picture.shape[:2], GAP, 3), PAPER, dtype=np.float32)]
-    joined = np.concatenate(columns[:-1], axis=2)
-    return joined[:, : joined.shape[1] // 2 * 2, : joined.shape[2] // 2 * 2]
+    return even(np.concatenate(columns[:-1], axis=2))
+
+
+def even(frames: Float[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "T h w 3"]:
+    """Without the last row or column of an odd size, which H.264 can't hold."""
+    return frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
 
 
 def magnification(height: int) -> int:
@@ -70,19 +74,24 @@ def data_uri(frames: Float[np.ndarray, "T H W 3"], playback_fps: float) -> str:
 def _drawn(tile: Tile, factor: int, length: int) -> Float[np.ndarray, "T H W 3"]:
     large = enlarged(tile.clip.frames.permute(0, 2, 3, 1).numpy(), factor)
     large = np.concatenate([large, np.repeat(large[-1:], length - len(large), axis=0)])
-    height = large.shape[1]
     for now in range(length):
         if tile.truth is not None:
-            _dots(large[now], tile.truth, now, height, TRUE_PATH)
-        _dots(large[now], tile.path, now, height, OWN_PATH)
+            draw_path(large[now], tile.truth.x[: now + 1], tile.truth.y[: now + 1], TRUE_PATH)
+        draw_path(large[now], tile.path.x[: now + 1], tile.path.y[: now + 1], OWN_PATH)
     return large
 
 
-def _dots(picture: Float[np.ndarray, "H W 3"], path: Path2D, now: int, height: int, colour: tuple[float, ...]) -> None:
-    """The path up to now as small dots, the present place as a larger one."""
-    for t, (x, y) in enumerate(zip(path.x[: now + 1], path.y[: now + 1], strict=True)):
-        if x is not None and y is not None:
-            draw_dot(picture, x * height, y * height, 4.5 if t == now else 2.2, colour)
+def draw_path(
+    picture: Float[np.ndarray, "H W 3"],
+    x: Sequence[float | None],
+    y: Sequence[float | None],
+    colour: tuple[float, ...],
+) -> None:
+    """A path in frame heights up to now as small dots, its last place as a larger one."""
+    height = len(picture)
+    for t, (across, down) in enumerate(zip(x, y, strict=True)):
+        if across is not None and down is not None:
+            draw_dot(picture, across * height, down * height, 4.5 if t == len(x) - 1 else 2.2, colour)
 
 
 def draw_dot(picture: np.ndarray, x: float, y: float, radius: float, colour: tuple[float, ...]) -> None:

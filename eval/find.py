@@ -46,13 +46,13 @@ class Found:
     Attributes:
         soft: (T, H, W) its soft silhouette, in [0, 1]; all 0 where it wasn't found.
         reason: why nothing was found, empty if something was.
-        camera_still: whether the background stood still.
+        camera_moves: whether the background moves as a whole.
         others: how many other things moved for a similar time.
     """
 
     soft: Float[np.ndarray, "T H W"]
     reason: str
-    camera_still: bool
+    camera_moves: bool
     others: int
 
 
@@ -91,7 +91,7 @@ def find_object(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Found:
         fps: frames per second of physical time.
     """
     if camera_moves(frames):
-        return Found(np.zeros(frames.shape[:3], np.float32), "the background moves: the camera is not still", False, 0)
+        return Found(np.zeros(frames.shape[:3], np.float32), "the background moves: the camera is not still", True, 0)
     difference = changed(frames)
     noise = 1.4826 * float(np.median(difference))
     threshold = min(max(DIFFERENCE, NOISE_FACTOR * noise), 0.4)
@@ -101,7 +101,7 @@ def find_object(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Found:
         return Found(nothing, "the whole picture changes: the camera moves or the light does", False, 0)
     soft = np.clip((difference - 0.5 * threshold) / threshold, 0, 1).astype(np.float32)
     kept, others = follow(soft, hard, fps, frames.shape[1])
-    return Found(kept, "" if kept.any() else "nothing moves", True, others)
+    return Found(kept, "" if kept.any() else "nothing moves", False, others)
 
 
 def follow(

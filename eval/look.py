@@ -17,7 +17,7 @@ from torch import Tensor
 
 from newtonrewards.core.clip import Clip
 from newtonrewards.eval.find import Found
-from newtonrewards.eval.tracks import PRESENT_PIXELS
+from newtonrewards.eval.tracks import PRESENT_PIXELS, box_around
 from newtonrewards.rewards import kinematics, mass, support
 from newtonrewards.rewards.flow import RaftFlow
 
@@ -85,7 +85,10 @@ def look(clip: Clip, found: Found, flow: RaftFlow, *, given: bool) -> Seen | Non
         return None
     start, stop = max(0, int(there[0]) - 1), min(clip.num_frames, int(there[-1]) + 2)
     when = slice(start, min(stop, start + CUT_FRAMES))
-    box = _box(found.soft[when] > 0.5)
+    around = box_around(found.soft[when] > 0.5, pixels=CUT_MARGIN)
+    if around is None:
+        return None
+    box = around[1:]
     frames = clip.frames[when, :, box[0], box[1]]
     factor = min(1.0, (CUT_PIXELS / (frames.shape[-2] * frames.shape[-1])) ** 0.5)
     if factor < 1.0:
@@ -96,15 +99,6 @@ def look(clip: Clip, found: Found, flow: RaftFlow, *, given: bool) -> Seen | Non
     whole = None if colour is None else _whole(colour, clip, when, box)
     shape = (clip.num_frames, clip.frames.shape[-2], clip.frames.shape[-1])
     return Seen(shape, when, box, both.flow / factor, both.features, whole)
-
-
-def _box(hard: Bool[np.ndarray, "T H W"]) -> tuple[slice, slice]:
-    """Rows and columns of everything that the object covers, with a margin."""
-    rows, columns = (np.flatnonzero(hard.any(axis=axes)) for axes in ((0, 2), (0, 1)))
-    return (
-        slice(max(0, int(rows[0]) - CUT_MARGIN), int(rows[-1]) + 1 + CUT_MARGIN),
-        slice(max(0, int(columns[0]) - CUT_MARGIN), int(columns[-1]) + 1 + CUT_MARGIN),
-    )
 
 
 def _by_colour(frames: Float[Tensor, "n 3 h w"], flow: Float[Tensor, "m 2 h w"]) -> Float[Tensor, "n h w"] | None:

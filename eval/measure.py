@@ -17,12 +17,13 @@ from jaxtyping import Float
 
 from newtonrewards.core.clip import Clip
 from newtonrewards.core.video import Size, read_clip, video_size
-from newtonrewards.eval.find import Found, camera_moves, find_object, lawful_velocities
+from newtonrewards.eval.find import Found, find_object, lawful_velocities
 from newtonrewards.eval.given import masks_of, track_of
 from newtonrewards.eval.laws import LawFit
 from newtonrewards.eval.look import Seen, look
 from newtonrewards.eval.refine import refine
 from newtonrewards.eval.results import finite
+from newtonrewards.eval.segment import channels_last
 from newtonrewards.eval.stabilise import stabilise
 from newtonrewards.eval.tracks import centroid
 from newtonrewards.eval.verdict import Evidence, agreement, disagreement, drifting, judge
@@ -95,7 +96,7 @@ def _stretch(path: Path, options: Options, flow: Flow | None, size: Size, start:
     clip = read_clip(
         path,
         start=start,
-        num_frames=options.num_frames if start == 0 and options.num_frames == count else count,
+        num_frames=count,
         fps=options.fps,
         capture_fps=options.capture_fps,
         size=None if factor == 1.0 else (round(size.height * factor), round(size.width * factor)),
@@ -130,9 +131,9 @@ def measure_clip(
     """Measure a clip in memory; `masks` if they are known, `start` the number of its first frame in the video. See
     `measure_video`."""
     if masks is None:
-        clip = _with_a_still_camera(clip)
-    frames = np.ascontiguousarray(clip.frames.permute(0, 2, 3, 1).numpy())
-    found = find_object(frames, float(clip.fps)) if masks is None else _known(masks)
+        clip, frames, found = _found(clip)
+    else:
+        frames, found = channels_last(clip), _known(masks)
     views = {} if found.reason else {"mask" if masks is not None else "silhouette": found.soft}
     seen = None if found.reason or flow is None else look(clip, found, flow(), given=masks is not None)
     if seen is not None and seen.colour is not None:
@@ -149,7 +150,7 @@ def measure_clip(
     # Flow reads a little low: it wins only where the centres follow a law for clearly less long.
     best = max(pair, key=lambda one: len(one.window) - (FLOW_HANDICAP if one.kind == "flow" else 0), default=None)
     features = None if seen is None or best is None else seen.features_over(best.soft)
-    evidence = replace(_evidence(clip, frames, found, best, pair, features, motion), first_frame=start)
+    evidence = _evidence(clip, frames, found, best, pair, features, motion, start)
     score = VideoScore(
         file=clip.source.path,
         sha256=clip.source.sha256,
@@ -170,17 +171,17 @@ def measure_clip(
     return Measured(score, clip, found.soft if best is None else best.soft, way)
 
 
-def _with_a_still_camera(clip: Clip) -> Clip:
-    """The clip itself, or, if its camera moves and that can be undone, the clip without that motion."""
-    frames = np.ascontiguousarray(clip.frames.permute(0, 2, 3, 1).numpy())
-    if not camera_moves(frames):
-        return clip
-    laid = stabilise(frames)
+def _found(clip: Clip) -> tuple[Clip, Float[np.ndarray, "T H W 3"], Found]:
+    """The object in the clip, or, if its camera moves and that can be undone, in the clip without that motion."""
+    frames = channels_last(clip)
+    found = find_object(frames, float(clip.fps))
+    laid = stabilise(frames) if found.camera_moves else None
     if laid is None:
-        return clip
+        return clip, frames, found
     done = (*clip.source.preprocessing, "camera motion removed: every frame laid over the middle one")
     still = torch.from_numpy(laid).permute(0, 3, 1, 2).contiguous()
-    return replace(clip, frames=still, source=replace(clip.source, preprocessing=done))
+    clip = replace(clip, frames=still, source=replace(clip.source, preprocessing=done))
+    return clip, laid, find_object(laid, float(clip.fps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,6 +226,7 @@ def _evidence(
     instruments: Sequence[Instrument],
     features: np.ndarray | None,
     motion: Motion,
+    start: int,
 ) -> Evidence:
     """The best instrument beside the one of the other kind with the same masks."""
     soft = found.soft if best is None else best.soft
@@ -247,7 +249,7 @@ def _evidence(
         area=area,
         last_place_changed=_stays(frames, soft),
         others=found.others,
-        first_frame=0,
+        first_frame=start,
         fps=float(clip.fps),
         height=frames.shape[1],
         width=frames.shape[2],
@@ -255,7 +257,7 @@ def _evidence(
 
 
 def _known(masks: Float[np.ndarray, "T H W"]) -> Found:
-    return Found(masks, "" if masks.max() > 0.5 else "the masks are empty", True, 0)
+    return Found(masks, "" if masks.max() > 0.5 else "the masks are empty", False, 0)
 
 
 def _stays(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> bool:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from newtonrewards.eval.film import OWN_PATH, RIM, draw_dot, enlarged
+from newtonrewards.eval.film import OWN_PATH, RIM, draw_dot, draw_path, enlarged, even
 from newtonrewards.eval.measure import Measured
 
 # At most so many frames are drawn, around the window.
@@ -30,10 +30,9 @@ def overlay(measured: Measured) -> Float[torch.Tensor, "t 3 h w"]:
     for place, picture in enumerate(large):
         frame = first + place
         _outline(picture, measured.soft[frame] > 0.5, factor)
-        _path(picture, measured, first, frame)
+        draw_path(picture, score.path.x[first : frame + 1], score.path.y[first : frame + 1], OWN_PATH)
         _arrow(picture, measured, frame)
-    even = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
-    return torch.from_numpy(np.ascontiguousarray(even)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(even(large))).permute(0, 3, 1, 2)
 
 
 def shown(num_frames: int, window: tuple[int, int] | None) -> tuple[int, int]:
@@ -46,14 +45,6 @@ def shown(num_frames: int, window: tuple[int, int] | None) -> tuple[int, int]:
 def _outline(picture: Float[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "H W"], factor: int) -> None:
     large = mask.repeat(factor, axis=0).repeat(factor, axis=1)
     picture[large & ~ndimage.binary_erosion(large)] = OUTLINE
-
-
-def _path(picture: Float[np.ndarray, "h w 3"], measured: Measured, first: int, frame: int) -> None:
-    path, height = measured.score.path, picture.shape[0]
-    for t in range(first, frame + 1):
-        x, y = path.x[t], path.y[t]
-        if x is not None and y is not None:
-            draw_dot(picture, x * height, y * height, 4.0 if t == frame else 2.0, OWN_PATH)
 
 
 def _arrow(picture: Float[np.ndarray, "h w 3"], measured: Measured, frame: int) -> None:

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from newtonrewards.eval import segment
 from newtonrewards.eval.find import follow
-from newtonrewards.eval.tracks import PRESENT_PIXELS
+from newtonrewards.eval.tracks import PRESENT_PIXELS, box_around
 
 ROUNDS = 3
 # So many px around the object may be blurred with it, and count for neither side.
@@ -37,7 +37,7 @@ def refine(
         frames: of a still camera. soft: rough masks, in [0, 1]. fps: frames per second of physical time.
     Source: ours.
     """
-    part = _part(soft)
+    part = box_around(soft > 0.5, PART_FRAMES, PART_PIXELS)
     if part is None:
         return None
     result, seen, rough = np.zeros_like(soft), frames[part], soft[part]
@@ -49,18 +49,6 @@ def refine(
         rough, _ = follow(every, every > 0.5, fps, frames.shape[1])
     result[part] = rough
     return result if (rough > 0.5).sum() >= PRESENT_PIXELS else None
-
-
-def _part(soft: Float[np.ndarray, "T H W"]) -> tuple[slice, slice, slice] | None:
-    """Frames, rows and columns around everything that the masks cover; None where they cover nothing."""
-    hard = soft > 0.5
-    if not hard.any():
-        return None
-    spans = []
-    for axes, margin in (((1, 2), PART_FRAMES), ((0, 2), PART_PIXELS), ((0, 1), PART_PIXELS)):
-        there = np.flatnonzero(hard.any(axis=axes))
-        spans.append(slice(max(0, int(there[0]) - margin), int(there[-1]) + 1 + margin))
-    return spans[0], spans[1], spans[2]
 
 
 def _scene(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> segment.Scene | None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from newtonrewards.core.clip import Clip
@@ -21,11 +20,11 @@ from newtonrewards.core.errors import InputError, NewtonError, run_command
 from newtonrewards.core.run import output_folder, read_jsonl, write_atomic
 from newtonrewards.core.video import read_clip
 from newtonrewards.eval.film import Tile, data_uri, film
+from newtonrewards.eval.page import page_environment
 from newtonrewards.eval.plots import Bar, Chart, Series, has_values, interval_chart, line_chart
 from newtonrewards.eval.results import ALL, OOD, TRUTH, Number, Path2D, Score, Summary, read_scores, read_summary
 from newtonrewards.eval.wording import headline, label, percent, side_effects, statements
 
-TEMPLATE = Path(__file__).parent
 SHIFTS = {"id": "in distribution", OOD: "out of distribution"}
 MOTIONS = {
     "free_fall": ("Free fall", "let go at rest; straight down with constant acceleration g"),
@@ -70,13 +69,7 @@ def write_report(
     css = _colours(arms)
     missing: list[str] = []
     films = dict(_films(summary_folder, summary, scores, missing))
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {"label": label, "value": _value, "percent": percent, "pretty": _pretty}
     page = environment.get_template("report.html.j2").render(
         title=title or "Do physics rewards make generated motion more physical?",

@@ -22,15 +22,15 @@ from rich.table import Table
 from tqdm import tqdm
 
 from newtonrewards.core.errors import InputError, NewtonError, run_command
-from newtonrewards.core.run import write_json
-from newtonrewards.core.video import sha256, write_video
+from newtonrewards.core.run import output_folder, write_json
+from newtonrewards.core.video import write_video
 from newtonrewards.core.workers import each
 from newtonrewards.eval import compare
 from newtonrewards.eval.compare import Difference
 from newtonrewards.eval.measure import Options, measure_video
 from newtonrewards.eval.overlay import overlay
 from newtonrewards.eval.score_report import OVERLAYS, overlay_path, write_score_report
-from newtonrewards.eval.score_store import Record, ScoreStore, Shard
+from newtonrewards.eval.score_store import Record, ScoreStore, Shard, digest, unchanged
 from newtonrewards.eval.video_score import Motion, VideoFailure, VideoScore
 from newtonrewards.rewards.flow import FlowConfig, RaftFlow, load_flow
 
@@ -59,7 +59,7 @@ def score_file(job: Job, path: Path) -> Record:
             rate = min(measured.score.playback_fps or measured.score.fps, FILM_FPS)
             write_video(overlay_path(job.overlays, path), overlay(measured), rate, lossless=False)
     except NewtonError as error:
-        return VideoFailure(file=str(path), sha256=sha256(path) if path.is_file() else None, error=str(error))
+        return VideoFailure(file=str(path), sha256=digest(path), error=str(error))
     return measured.score
 
 
@@ -77,9 +77,9 @@ def score_files(files: Sequence[Path], job: Job, out: Path | None, shard: Shard,
     """
     store = None if out is None else ScoreStore(out, _settings(job), shard)
     mine = list(files[shard.index :: shard.count])
-    done = set() if store is None else store.done(mine)
-    missing = [file for file in mine if file not in done]
     records: dict[str, Record] = {} if store is None else store.records()
+    done = unchanged(mine, records)
+    missing = [file for file in mine if file not in done]
     bar = tqdm(desc="score", unit="video", total=len(mine), initial=len(done), disable=len(missing) < 2)
     for record in each(functools.partial(score_file, job), missing, workers, least=WORTH_A_PROCESS, chunk=1):
         records[record.file] = record
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(a.fps, a.capture_fps, a.num_frames, a.masks, a.tracks, a.motion)
     films = None if a.no_report or a.out is None else a.out
     if films is not None:
-        (films / OVERLAYS).mkdir(parents=True, exist_ok=True)
+        output_folder(films / OVERLAYS)
     files = files_of(a.paths)
     records = score_files(files, Job(options, flow, films), a.out, shard, a.workers)
     differences: list[Difference] = []

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from newtonrewards.core.run import write_atomic
 from newtonrewards.eval.compare import Difference
+from newtonrewards.eval.page import page_environment
 from newtonrewards.eval.plots import Chart, Series, has_values, line_chart
 from newtonrewards.eval.score_store import Record
 from newtonrewards.eval.video_score import VideoScore
@@ -40,13 +40,7 @@ def write_score_report(
     Raises:
         OSError: it can't be written.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["number"] = lambda value, digits=2: "–" if value is None else f"{value:.{digits}f}"
     counts = {word: sum(record.verdict == verdict for record in records) for verdict, word in WORDS.items()}
     page = environment.get_template("score_report.html.j2").render(

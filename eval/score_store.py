@@ -10,13 +10,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from newtonrewards.core.errors import InputError
-from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_atomic, write_json
+from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_atomic, write_json, write_jsonl
 from newtonrewards.core.video import sha256
 from newtonrewards.eval.video_score import VideoFailure, VideoScore, columns, csv_row, parse_record
 
@@ -75,17 +75,6 @@ class ScoreStore:
         rows = [row for path in parts for row in read_jsonl(path)]
         return {record.file: record for record in map(parse_record, rows)}
 
-    def done(self, files: Sequence[Path]) -> set[Path]:
-        """Videos that have a record and haven't changed since; those that failed are tried again."""
-        known = self.records()
-        return {
-            file
-            for file in files
-            if isinstance(record := known.get(str(file)), VideoScore)
-            and file.is_file()
-            and sha256(file) == record.sha256
-        }
-
     def finish(self, files: Sequence[Path]) -> list[Record] | None:
         """Write `scores.jsonl` and `scores.csv` of all videos in their order, if every one has a record.
 
@@ -96,14 +85,30 @@ class ScoreStore:
         if any(str(file) not in known for file in files):
             return None
         records = [known[str(file)] for file in files]
-        lines = [json.dumps(record.model_dump(mode="json")) + "\n" for record in records]
-        write_atomic(self.folder / "scores.jsonl", "".join(lines))
+        write_jsonl(self.folder / "scores.jsonl", (record.model_dump(mode="json") for record in records))
         table = io.StringIO()
         writer = csv.DictWriter(table, columns())
         writer.writeheader()
         writer.writerows(csv_row(record) for record in records)
         write_atomic(self.folder / "scores.csv", table.getvalue())
         return records
+
+
+def unchanged(files: Sequence[Path], records: Mapping[str, Record]) -> set[Path]:
+    """Videos that have a record and haven't changed since; those that failed are tried again."""
+    return {
+        file
+        for file in files
+        if isinstance(record := records.get(str(file)), VideoScore) and digest(file) == record.sha256
+    }
+
+
+def digest(file: Path) -> str | None:
+    """`sha256` of a file; None if it can't be read."""
+    try:
+        return sha256(file)
+    except OSError:
+        return None
 
 
 def read_scores(folder: Path) -> list[Record]:

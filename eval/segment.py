@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 from newtonrewards.core.clip import Clip
@@ -74,7 +74,7 @@ def learn_scene(clip: Clip) -> Scene:
     where = clip.source.path or None
     if clip.masks is None:
         raise InputError("a truth clip needs object masks", where=where, fix="Simulate it again.")
-    frames = _channels_last(clip)
+    frames = channels_last(clip)
     masks = clip.masks.numpy().astype(np.float32)
     solid = frames[masks > 0.95]
     if len(solid) < PRESENT_PIXELS:
@@ -115,7 +115,7 @@ def track(scene: Scene, clip: Clip) -> Track:
     Raises:
         ShapeError: the clip's frames differ in size from the truth's.
     """
-    frames = _channels_last(clip)
+    frames = channels_last(clip)
     if frames.shape[1:3] != scene.plate.shape[:2]:
         raise ShapeError(
             "frames are {} x {} px, the truth's {} x {}".format(*frames.shape[1:3], *scene.plate.shape[:2]),
@@ -127,16 +127,24 @@ def track(scene: Scene, clip: Clip) -> Track:
     return Track(position, soft > HARD, area, np.ones(len(soft), dtype=bool), clip.fps)
 
 
-def _channels_last(clip: Clip) -> Float[np.ndarray, "T H W 3"]:
+def channels_last(clip: Clip) -> Float[np.ndarray, "T H W 3"]:
+    """A clip's frames as numpy and OpenCV want them."""
     return np.ascontiguousarray(clip.frames.permute(0, 2, 3, 1).numpy(), dtype=np.float32)
+
+
+def ranked(
+    frames: Float[np.ndarray, "T H W 3"], known: Bool[np.ndarray, "T H W"], rank: Int[np.ndarray, "H W"]
+) -> Float[np.ndarray, "H W 3"]:
+    """The value of that rank (0 the darkest) of each pixel over the frames in which it is known; infinite where it
+    never is."""
+    ordered = np.sort(np.where(known[..., None], frames, np.inf), axis=0)  # the unknown ones last
+    return np.asarray(np.take_along_axis(ordered, rank.clip(0)[None, ..., None], axis=0)[0])
 
 
 def background(frames: Float[np.ndarray, "T H W 3"], free: Bool[np.ndarray, "T H W"]) -> Float[np.ndarray, "H W 3"]:
     """Upper quartile of each pixel over the frames in which the object is elsewhere: mostly out of its shadow."""
-    ordered = np.sort(np.where(free[..., None], frames, np.inf), axis=0)  # the hidden ones last
+    plate = ranked(frames, free, (0.75 * (free.sum(axis=0) - 1)).round().astype(int))
     ever = np.asarray(free.any(axis=0))
-    place = (0.75 * (free.sum(axis=0) - 1)).round().astype(int).clip(0)
-    plate = np.take_along_axis(ordered, place[None, ..., None], axis=0)[0]
     nearest = ndimage.distance_transform_edt(~ever, return_distances=False, return_indices=True)
     return plate[tuple(nearest)]  # never uncovered: what lies beside it
 

@@ -11,7 +11,9 @@ import itertools
 
 import cv2
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+
+from newtonrewards.eval.segment import ranked
 
 CORNERS, LEAST_CORNERS = 300, 20
 # Share of the corners that must agree on one motion, to within so many px.
@@ -39,8 +41,7 @@ def stabilise(frames: Float[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "T H W 
         seen[t] = cv2.warpAffine(np.ones((height, width), np.float32), way[:2], (width, height)) > 0.999
     if seen.mean(axis=(1, 2)).min() < LEAST_SEEN:
         return None
-    filled = np.nan_to_num(_background(laid, seen), nan=0.5)
-    return np.where(seen[..., None], laid, filled[None]).astype(np.float32)
+    return np.where(seen[..., None], laid, _background(laid, seen)[None]).astype(np.float32)
 
 
 def _step(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
@@ -70,12 +71,8 @@ def _to_middle(steps: list[np.ndarray]) -> list[np.ndarray]:
     return [middle @ np.linalg.inv(matrix) for matrix in from_first]
 
 
-def _background(frames: Float[np.ndarray, "T H W 3"], seen: np.ndarray) -> Float[np.ndarray, "H W 3"]:
-    """Median over the frames that show a place; NaN where none does. Over 60 frames at most, as elsewhere."""
+def _background(frames: Float[np.ndarray, "T H W 3"], seen: Bool[np.ndarray, "T H W"]) -> Float[np.ndarray, "H W 3"]:
+    """Median over the frames that show a place, grey where none does. Over 60 frames at most, as elsewhere."""
     every = slice(None, None, max(1, len(frames) // 60))
-    known = np.where(seen[every][..., None], frames[every], np.nan)
-    with np.errstate(all="ignore"):
-        ordered = np.sort(known, axis=0)  # NaN last
-    count = seen[every].sum(axis=0)
-    place = np.maximum(count - 1, 0) // 2
-    return np.asarray(np.take_along_axis(ordered, place[None, ..., None], axis=0)[0])
+    middle = ranked(frames[every], seen[every], (seen[every].sum(axis=0) - 1) // 2)
+    return np.where(np.isfinite(middle), middle, 0.5).astype(np.float32)

@@ -59,7 +59,7 @@ def summarise(
 
     groups = _groups(clips)
     cells = [
-        Cell(arm=arm.name, metric=metric, primitive=group[0], shift=group[1], number=_number(estimate))
+        Cell(arm=arm.name, metric=metric, primitive=group[0], shift=group[1], number=number_of(estimate))
         for arm in arms
         for metric in metrics
         for group, names in groups.items()
@@ -108,7 +108,8 @@ def _examples(clips: Sequence[tuple[str, str, str]], measured: set[tuple[str, st
     return sorted(chosen.values(), key=[name for name, _, _ in clips].index)
 
 
-def _number(estimate: stats.Estimate) -> Number:
+def number_of(estimate: stats.Estimate) -> Number:
+    """An estimate as results hold it: None for NaN."""
     return Number(
         value=finite(estimate.value),
         low=finite(estimate.low),
@@ -125,7 +126,7 @@ def _change(arm: str, baseline: str, metric: str, direction: str, group: Group, 
         metric=metric,
         primitive=group[0],
         shift=group[1],
-        number=_number(estimate),
+        number=number_of(estimate),
         verdict=verdict(direction, estimate.low, estimate.high),
     )
 

@@ -143,6 +143,17 @@ def centroid(soft: Float[np.ndarray, "T H W"]) -> tuple[Float[np.ndarray, "T 2"]
     return position, np.where(gone, 0.0, area) / height**2
 
 
+def box_around(hard: Bool[np.ndarray, "T H W"], frames: int = 0, pixels: int = 0) -> tuple[slice, slice, slice] | None:
+    """Frames, rows and columns of everything that masks cover, with margins; None where they cover nothing."""
+    if not hard.any():
+        return None
+    spans = []
+    for axes, margin in (((1, 2), frames), ((0, 2), pixels), ((0, 1), pixels)):
+        there = np.flatnonzero(hard.any(axis=axes))
+        spans.append(slice(max(0, int(there[0]) - margin), int(there[-1]) + 1 + margin))
+    return spans[0], spans[1], spans[2]
+
+
 def track_from_masks(
     soft: Float[np.ndarray, "T H W"], fps: float, valid: Bool[np.ndarray, " T"] | None = None
 ) -> Track:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from newtonrewards.eval.find import Smooth, resting, smooth_run
 from newtonrewards.eval.laws import LawFit, broken
 from newtonrewards.eval.results import finite
-from newtonrewards.eval.video_score import Motion, Path, Verdict
+from newtonrewards.eval.video_score import Motion, ObjectPath, Verdict
 from newtonrewards.rewards.window import Window
 
 # Under this way the motion drowns in the noise of any instrument.
@@ -292,8 +292,8 @@ def _confidence(evidence: Evidence, apart: float | None) -> tuple[float, list[st
     return confidence, doubts
 
 
-def _path(evidence: Evidence) -> Path:
+def _path(evidence: Evidence) -> ObjectPath:
     seconds = [round(t / evidence.fps, 5) for t in range(len(evidence.position))]
     x, y = ([finite(float(v), 5) for v in column] for column in evidence.position.T)
     across, down = ([*(finite(float(v), 5) for v in column), None] for column in evidence.velocity.T)
-    return Path(seconds=seconds, x=x, y=y, velocity_x=across, velocity_y=down)
+    return ObjectPath(seconds=seconds, x=x, y=y, velocity_x=across, velocity_y=down)

@@ -22,7 +22,7 @@ class Vector(Config):
     y: float
 
 
-class Path(Config):
+class ObjectPath(Config):
     """The object frame by frame; None where it wasn't seen.
 
     Attributes:
@@ -98,7 +98,7 @@ class VideoScore(Config):
     presence: float
     disagreement: float | None
     sentinels: dict[str, float | None]
-    path: Path
+    path: ObjectPath
 
     @property
     def window_inside(self) -> tuple[int, int] | None:
@@ -133,7 +133,7 @@ def parse_record(row: Mapping[str, Any]) -> VideoScore | VideoFailure:
     return VideoFailure.model_validate(row) if "error" in row else VideoScore.model_validate(row)
 
 
-# Columns of the CSV file that hold one of several numbers of a record, or none.
+# Fields that a flat table has no room or no use for.
 _LEFT_OUT = {"path", "kind"}
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from newtonrewards.core.errors import InputError, NewtonError, run_command
 from newtonrewards.core.recipe import validate
-from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_atomic
+from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_jsonl
 from newtonrewards.core.video import read_clip, sha256, write_video
 from newtonrewards.models.base import VideoModel, VideoSpec, draw_noise
 from newtonrewards.models.load import PIPELINES, ModelConfig, load_video_model
@@ -137,7 +137,7 @@ def generate(
             bar.update(len(batch))
     order = {job.name: job.index for job in jobs}
     kept = sorted(done.values(), key=lambda row: (order.get(row["name"], len(jobs)), row["name"]))
-    write_atomic(out / INDEX, "".join(json.dumps(row) + "\n" for row in kept))
+    write_jsonl(out / INDEX, kept)
     return failures
 
 

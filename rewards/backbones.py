@@ -6,6 +6,7 @@ Letters: B clips, T frames, C channels, h, w the grid of the features, N tokens.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from newtonrewards.rewards.flow import load_weights
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Backbone:
+class Backbone(ABC):
     """What all have in common: frozen, in float32, fed with frames at one height and ImageNet's mean and spread.
 
     Args:
@@ -41,9 +42,9 @@ class Backbone:
         with torch.autocast(frames.device.type, enabled=False):
             return self.maps(self._prepared(frames.float()))
 
+    @abstractmethod
     def maps(self, frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T C h w"]:
         """Features of prepared frames."""
-        raise NotImplementedError
 
     def _prepared(self, frames: Tensor) -> Tensor:
         height, width = frames.shape[-2:]

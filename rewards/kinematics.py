@@ -35,12 +35,14 @@ class LineFit:
         residual: (B,) mean square of v - line over valid velocities and both axes, (H/s)^2, >= 0.
         acceleration: (B, 2) slope, H/s^2, x right, y down: the measured acceleration.
         start: (B, 2) the line at velocity 0, H/s.
+        mean: (B, 2) mean velocity, H/s.
         count: (B,) how many velocities it was fitted to. All of the above are NaN where count < 3.
     """
 
     residual: Float[Tensor, "B"]
     acceleration: Float[Tensor, "B 2"]
     start: Float[Tensor, "B 2"]
+    mean: Float[Tensor, "B 2"]
     count: Float[Tensor, "B"]
 
 
@@ -142,6 +144,7 @@ def fit(velocity: Float[Tensor, "B N 2"], valid: Bool[Tensor, "B N"], fps: Float
         residual=torch.where(enough[:, 0], residual, nan[:, 0]),
         acceleration=torch.where(enough, slope * fps.to(velocity.dtype)[:, None], nan),
         start=torch.where(enough, start, nan),
+        mean=torch.where(enough, mean_velocity, nan),
         count=count[:, 0],
     )
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -66,11 +65,7 @@ def downwards(observation: Observation, name: Support) -> Float[Tensor, "B"]:
 def along_the_way(observation: Observation, name: Support) -> Float[Tensor, "B"]:
     """For ramps: what of the acceleration doesn't lie along the way; see `kinematics.across_error`."""
     line = _line(observation, name)
-    usable = kinematics.valid_velocities(observation.valid) & observation.velocity(name).isfinite().all(-1)
-    weight = usable.to(line.start.dtype)[..., None]
-    known = torch.where(usable[..., None], observation.velocity(name), torch.zeros_like(weight))
-    mean = (weight * known).sum(1) / weight.sum(1).clamp(min=1)
-    return kinematics.across_error(line.acceleration, mean)
+    return kinematics.across_error(line.acceleration, line.mean)
 
 
 def _line(observation: Observation, name: Support) -> kinematics.LineFit:

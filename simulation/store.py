@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from newtonrewards.core.clip import Clip, Truth
 from newtonrewards.core.errors import InputError
-from newtonrewards.core.run import jsonable, read_jsonl, write_atomic, write_json
+from newtonrewards.core.run import jsonable, read_jsonl, write_atomic, write_json, write_jsonl
 from newtonrewards.core.video import read_clip, write_video
 
 ARRAYS = ("masks", "flow", "depth")
@@ -63,7 +63,7 @@ def clip_row(name: str, clip: Clip) -> dict[str, Any]:
 def write_index(folder: Path, names: list[str]) -> None:
     """Gather the rows of whole clips into `index.jsonl`."""
     rows = [json.loads((folder / "clips" / f"{name}.json").read_text()) for name in names]
-    write_atomic(folder / "index.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "index.jsonl", rows)
 
 
 class ClipFolder:

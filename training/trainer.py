@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import time
@@ -20,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from newtonrewards.core.errors import Interrupted, NewtonError
-from newtonrewards.core.run import append_jsonl, read_jsonl, write_atomic
+from newtonrewards.core.run import append_jsonl, read_jsonl, write_jsonl
 from newtonrewards.training import checkpoint
 from newtonrewards.training.batches import Batches
 from newtonrewards.training.objectives import Objective, ObjectiveOutput
@@ -131,7 +130,7 @@ class Trainer:
         metrics = self.run / "metrics.jsonl"
         if self.accelerator.is_main_process and metrics.exists():
             kept = [row for row in read_jsonl(metrics) if row["step"] <= state.step]
-            write_atomic(metrics, "".join(json.dumps(row) + "\n" for row in kept))
+            write_jsonl(metrics, kept)
 
     def _means(self, parts: list[ObjectiveOutput]) -> dict[str, float]:
         values = {"loss": torch.cat([part.loss.detach() for part in parts])}
