@@ -103,8 +103,14 @@ class VideoModel(Protocol):
         """Clean latents of clips in [0, 1]."""
         ...
 
-    def decode(self, latents: Latents, condition: Condition) -> Float[Tensor, "B T 3 H W"]:
-        """Frames in [0, 1], differentiable with bounded memory."""
+    def decode(
+        self, latents: Latents, condition: Condition, with_gradient: Sequence[int] | None = None
+    ) -> Float[Tensor, "B T 3 H W"]:
+        """Frames in [0, 1], differentiable with bounded memory.
+
+        Args:
+            with_gradient: latent frames through which the gradient flows; None: all. The frames are the same.
+        """
         ...
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -145,6 +151,15 @@ def draw_sigma(shift: float, seed: int, step: int, indices: Sequence[int], purpo
     normal = torch.cat([torch.randn(1, generator=stream(seed, step, index, purpose)) for index in indices])
     uniform = torch.sigmoid(normal)
     return shift * uniform / (1 + (shift - 1) * uniform)
+
+
+def gradient_only(latents: Latents, frames: Sequence[int] | None) -> Latents:
+    """The same latents, with gradient through some latent frames alone (None: all)."""
+    if frames is None:
+        return latents
+    chosen = torch.zeros(latents.shape[2], dtype=torch.bool, device=latents.device)
+    chosen[list(frames)] = True
+    return torch.where(chosen.view(1, 1, -1, 1, 1), latents, latents.detach())
 
 
 def check_condition_inputs(spec: VideoSpec, captions: Sequence[str], first_frame: Tensor) -> None:

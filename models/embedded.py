@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from newtonrewards.core.errors import CheckpointError, InputError
 from newtonrewards.core.recipe import Config
 from newtonrewards.core.run import stream_seed, whole_folder, write_json
-from newtonrewards.models.base import Condition, Latents, PerSample, VideoSpec, check_clip_shape, check_condition_inputs
+from newtonrewards.models.base import (
+    Condition,
+    Latents,
+    PerSample,
+    VideoSpec,
+    check_clip_shape,
+    check_condition_inputs,
+    gradient_only,
+)
 from newtonrewards.models.codec import PatchCodec
 from newtonrewards.models.files import save_weights
 
@@ -143,8 +151,10 @@ class EmbeddedModel:
         check_clip_shape(self.spec, frames)
         return self.codec.encode(frames)
 
-    def decode(self, latents: Latents, condition: Condition) -> Float[Tensor, "B T 3 H W"]:
-        return self.codec.decode(latents, condition.first_frame)
+    def decode(
+        self, latents: Latents, condition: Condition, with_gradient: Sequence[int] | None = None
+    ) -> Float[Tensor, "B T 3 H W"]:
+        return self.codec.decode(gradient_only(latents, with_gradient), condition.first_frame)
 
     def to(self, device: torch.device | str) -> EmbeddedModel:
         self.transformer.to(device)

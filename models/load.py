@@ -15,6 +15,7 @@ from newtonrewards.models import lora
 from newtonrewards.models.base import VideoModel
 from newtonrewards.models.embedded import CLASS_NAME, EmbeddedModel
 from newtonrewards.models.wan import WanModel
+from newtonrewards.models.wan_vae import Tiles
 
 # What `_class_name` in a folder's model_index.json says, for each name of a config.
 PIPELINES = {"embedded": CLASS_NAME, "wan": "WanImageToVideoPipeline"}
@@ -38,6 +39,7 @@ class ModelConfig(Config):
         negative_caption: what guidance leads away from, for `wan`.
         dtype: of the weights in memory, for `wan`.
         gradient_checkpointing: recompute the transformer block by block in the backward pass, for `wan`.
+        tiles: decode large frames tile by tile, for `wan`; null decodes whole frames.
     """
 
     name: Literal["embedded", "wan"]
@@ -56,6 +58,7 @@ class ModelConfig(Config):
     negative_caption: str = ""
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
+    tiles: Tiles | None = None
 
 
 def load_video_model(config: ModelConfig) -> VideoModel:
@@ -79,6 +82,7 @@ def load_video_model(config: ModelConfig) -> VideoModel:
                 negative_caption=config.negative_caption,
                 dtype=getattr(torch, config.dtype),
                 gradient_checkpointing=config.gradient_checkpointing,
+                tiles=config.tiles,
             )
     if config.lora is not None:
         lora.load(model, config.lora)

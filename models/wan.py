@@ -42,6 +42,7 @@ class WanModel:
     Attributes:
         pipeline: the whole pipeline, for everything that training doesn't touch.
         negative_caption: what guidance leads away from.
+        tiles: in which the autoencoder decodes; None: whole frames.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class WanModel:
         width: int,
         fps: float,
         negative_caption: str = "",
+        tiles: wan_vae.Tiles | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.vae = pipeline.vae
@@ -60,6 +62,7 @@ class WanModel:
         self.scheduler = _euler(pipeline.scheduler)
         self.expand_timesteps = bool(pipeline.config.expand_timesteps)
         self.negative_caption = negative_caption
+        self.tiles = tiles
         self._negative: Tensor | None = None
         self.spec = _spec(pipeline, num_frames, height, width, fps)
 
@@ -74,6 +77,7 @@ class WanModel:
         negative_caption: str = "",
         dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False,
+        tiles: wan_vae.Tiles | None = None,
     ) -> WanModel:
         """Read a pipeline folder; nothing is downloaded.
 
@@ -81,6 +85,7 @@ class WanModel:
             num_frames, height, width: size of clips to make; see `ModelConfig`.
             dtype: of transformer and encoders; the autoencoder stays in float32.
             gradient_checkpointing: recompute block by block in the backward pass.
+            tiles: see the class.
         Raises:
             CheckpointError: a part is missing or damaged, or the pipeline has two transformers.
             InputError: a clip size that the autoencoder can't make.
@@ -105,7 +110,13 @@ class WanModel:
             pipeline.transformer.enable_gradient_checkpointing()
         pipeline.set_progress_bar_config(disable=True)
         return WanModel(
-            pipeline, num_frames=num_frames, height=height, width=width, fps=fps, negative_caption=negative_caption
+            pipeline,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            fps=fps,
+            negative_caption=negative_caption,
+            tiles=tiles,
         )
 
     @property
@@ -161,10 +172,13 @@ class WanModel:
         check_clip_shape(self.spec, frames)
         return wan_vae.encode(self.vae, frames.transpose(1, 2) * 2 - 1)
 
-    def decode(self, latents: Latents, condition: Condition) -> Float[Tensor, "B T 3 H W"]:
+    def decode(
+        self, latents: Latents, condition: Condition, with_gradient: Sequence[int] | None = None
+    ) -> Float[Tensor, "B T 3 H W"]:
         if self.expand_timesteps:
             latents = self._with_first_frame(latents, condition)
-        return (wan_vae.decode(self.vae, latents).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
+        frames = wan_vae.decode(self.vae, latents, tiles=self.tiles, with_gradient=with_gradient)
+        return (frames.transpose(1, 2) / 2 + 0.5).clamp(0, 1)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the pipeline folder with the transformer in `dtype`, the other parts as they were loaded."""

@@ -99,7 +99,7 @@ class RewardObjective(Objective):
         condition = self.model.condition(rewarded.captions, rewarded.frames[:, 0])
         noise = draw_noise(self.model.spec, self.seed, 0, rewarded.index, "sampling/noise").to(batch.frames)
         latents = sample(self.model, condition, noise, **self.stage.sampling.model_dump())
-        frames = self.model.decode(latents, condition)
+        frames = self.model.decode(latents, condition, self._decoded(step))
         output = self._reward[0](rewarded.with_frames(frames), reference=rewarded, step=step)
         # the rewarded clips are 1 of `reward_every`: scaled up, the mean over the batch is the mean over them
         loss = self.stage.anchor_weight * anchor
@@ -113,3 +113,11 @@ class RewardObjective(Objective):
             logs |= {f"{prefix}/{name}": value.detach().float() for name, value in getattr(output, group).items()}
         logs |= {f"floor/{name}": torch.full_like(anchor.detach(), value) for name, value in self.floor.items()}
         return ObjectiveOutput(loss, logs)
+
+    def _decoded(self, step: int) -> range | None:
+        """The latent frames of a step that carry gradient, None: all."""
+        count, wanted = self.model.spec.latent_shape[1], self.stage.decoded_latents
+        if wanted is None or wanted >= count:
+            return None
+        place = torch.randint(count - wanted + 1, (1,), generator=stream(self.seed, step, 0, "decoded latents"))
+        return range(int(place), int(place) + wanted)

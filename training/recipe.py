@@ -82,6 +82,8 @@ class RewardStage(Config):
     Attributes:
         batch_size: clips of a step over all processes; all of them anchor.
         reward_every: each how-manieth clip of the batch is also generated and rewarded.
+        decoded_latents: let the gradient through so many latent frames in a row, at a place drawn anew in each step,
+            and keep nothing of decoding the others; null: through all. Less memory, and a noisier gradient.
         anchor_weight: weight of the flow-matching loss.
         reward: frozen networks, terms and their weights.
         stop_if: limits `[low, high]` of sentinels; a mean over 20 steps outside stops the run with the sentinel's name.
@@ -92,6 +94,7 @@ class RewardStage(Config):
     batch_size: int = Field(12, ge=1)
     accumulate: int = Field(1, ge=1)
     reward_every: int = Field(1, ge=1)
+    decoded_latents: int | None = Field(None, ge=1)
     anchor_weight: float = Field(1.0, ge=0)
     sampling: SamplingConfig = SamplingConfig()
     reward: RewardConfig

@@ -1,0 +1,138 @@
+"""Tensor memory of a piece of code, counted storage by storage: the same number on every run and every machine.
+
+Torch's `MemTracker` does the counting, for real tensors and for fake ones that have a shape and no content. What is
+left out: what the allocator keeps in reserve, the interpreter, libraries, and kernels' own workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
+from torch.distributed._tools.mod_tracker import ModTracker
+
+TOTAL = "Total"  # the tracker's own key beside its kinds of memory
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is held at one moment, bytes.
+
+    Attributes:
+        parameters: of all modules, buffers included.
+        gradients: of parameters.
+        optimiser: its state, and what its step needs for a moment.
+        activations: made by forward passes.
+        temporary: made during backward passes, recomputed activations included.
+    """
+
+    parameters: int = 0
+    gradients: int = 0
+    optimiser: int = 0
+    activations: int = 0
+    temporary: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimiser + self.activations + self.temporary
+
+
+@dataclass(frozen=True)
+class Split:
+    """How much of each kind a process keeps when several share the work, as a share of 1.
+
+    Attributes:
+        parameters, gradients, optimiser: share of what belongs to the trained modules.
+        split_bytes: parameters of the trained modules, bytes; the others are whole in every process.
+    """
+
+    parameters: float = 1.0
+    gradients: float = 1.0
+    optimiser: float = 1.0
+    split_bytes: int = 0
+
+    def total(self, moment: Moment) -> float:
+        saved = (1 - self.parameters) * self.split_bytes
+        saved += (1 - self.gradients) * moment.gradients + (1 - self.optimiser) * moment.optimiser
+        return moment.total - saved
+
+
+class MemoryTracker(MemTracker):  # type: ignore[misc]  # its base is untyped
+    """Finds the moment of the highest tensor memory inside its `with` block, for each of several ways to split it.
+
+    Torch's tracker also keeps a table for each module: hooks that take no frozen module, only one call of each, and a
+    pass over all modules for each operation. None of this is wanted here.
+
+    Args:
+        modules: all that hold parameters, trained or frozen; nobody else's parameters are counted.
+        splits: by name; the plain total is always there under the name "whole".
+    """
+
+    def __init__(self, *modules: nn.Module, splits: Mapping[str, Split] | None = None) -> None:
+        super().__init__()
+        self._mod_tracker = _NoHooks()
+        self.splits = {"whole": Split(), **(splits or {})}
+        self._highest: dict[str, tuple[float, Moment]] = {name: (0.0, Moment()) for name in self.splits}
+        for module in modules:
+            self._track_module_params_and_buffers(module, install_grad_hooks=False)
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    self._hook(parameter)
+
+    def peak(self, split: str = "whole") -> Moment:
+        """The moment at which that split needs most; its numbers are those before splitting."""
+        return self._highest[split][1]
+
+    def peak_bytes(self, split: str = "whole") -> int:
+        """What a process holds at that moment."""
+        return round(self._highest[split][0])
+
+    def now(self) -> Moment:
+        """What is held at this moment, on all devices together."""
+        kinds: dict[Any, int] = {}
+        for held in self._curr_mem_snap.values():
+            for kind, size in held.items():
+                kinds[kind] = kinds.get(kind, 0) + size
+        return Moment(
+            parameters=kinds.get(_MemRefType.PARAM, 0) + kinds.get(_MemRefType.BUFFER, 0),
+            gradients=kinds.get(_MemRefType.GRAD, 0),
+            optimiser=kinds.get(_MemRefType.OPT, 0),
+            activations=kinds.get(_MemRefType.ACT, 0) + kinds.get(_MemRefType.OTH, 0),
+            temporary=kinds.get(_MemRefType.TEMP, 0),
+        )
+
+    def _hook(self, parameter: nn.Parameter) -> None:
+        """Its gradient is counted as one; torch removes the hooks at the end of the `with` block."""
+
+        def kept(owner: torch.Tensor) -> None:
+            if owner.grad is not None:
+                self._update_and_maybe_create_winfos(owner.grad, _MemRefType.GRAD)
+
+        handle = parameter.register_post_accumulate_grad_hook(kept)
+        self._param_to_grad_hook_handles[parameter] = (handle, handle)
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        moment = self.now()
+        for name, split in self.splits.items():
+            total = split.total(moment)
+            if total > self._highest[name][0]:
+                self._highest[name] = (total, moment)
+
+
+class _NoHooks(ModTracker):
+    """Knows forward from backward, as its base does, and leaves modules alone."""
+
+    def __enter__(self) -> _NoHooks:
+        return self
+
+    def __exit__(self, *args: object) -> None: ...
+
+
+def size_of(module: nn.Module) -> int:
+    """Bytes of its parameters and buffers, shared ones once."""
+    tensors: list[torch.Tensor] = [*module.parameters(), *module.buffers()]
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
