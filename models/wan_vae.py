@@ -14,6 +14,7 @@ global, and where the margin covers the reach of the convolutions nothing change
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -176,7 +177,7 @@ def _edges(side: int, tile: int) -> list[tuple[int, int]]:
     """Cut a side into tiles of sizes that differ by one at most."""
     count = -(-side // tile)
     cuts = [round(i * side / count) for i in range(count + 1)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))
 
 
 def _whole(decoder: nn.Module) -> Step:
