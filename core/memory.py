@@ -15,9 +15,6 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torch.distributed._tools.mod_tracker import ModTracker
 
-TOTAL = "Total"  # the tracker's own key beside its kinds of memory
-
-
 @dataclass(frozen=True)
 class Moment:
     """What is held at one moment, bytes.
@@ -48,17 +45,19 @@ class Split:
     Attributes:
         parameters, gradients, optimiser: share of what belongs to the trained modules.
         split_bytes: parameters of the trained modules, bytes; the others are whole in every process.
+        extra_bytes: what a strategy needs beside them.
     """
 
     parameters: float = 1.0
     gradients: float = 1.0
     optimiser: float = 1.0
     split_bytes: int = 0
+    extra_bytes: int = 0
 
     def total(self, moment: Moment) -> float:
         saved = (1 - self.parameters) * self.split_bytes
         saved += (1 - self.gradients) * moment.gradients + (1 - self.optimiser) * moment.optimiser
-        return moment.total - saved
+        return moment.total + self.extra_bytes - saved
 
 
 class MemoryTracker(MemTracker):  # type: ignore[misc]  # its base is untyped
@@ -82,6 +81,10 @@ class MemoryTracker(MemTracker):  # type: ignore[misc]  # its base is untyped
             for parameter in module.parameters():
                 if parameter.requires_grad:
                     self._hook(parameter)
+
+    def forget_peaks(self) -> None:
+        """Start looking for the highest moment anew."""
+        self._highest = {name: (0.0, Moment()) for name in self.splits}
 
     def peak(self, split: str = "whole") -> Moment:
         """The moment at which that split needs most; its numbers are those before splitting."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from diffusers import DiffusionPipeline
 from pydantic import Field
 
 from newtonrewards.core.errors import CheckpointError
@@ -61,8 +63,13 @@ class ModelConfig(Config):
     tiles: Tiles | None = None
 
 
-def load_video_model(config: ModelConfig) -> VideoModel:
+def load_video_model(
+    config: ModelConfig, *, read: Callable[..., Any] = DiffusionPipeline.from_pretrained
+) -> VideoModel:
     """Read a model and attach its LoRA layers.
+
+    Args:
+        read: gives the pipeline of a folder; `models.outline.outline` reads no weights.
 
     Raises:
         CheckpointError: missing or damaged folder, or one of another model.
@@ -83,6 +90,7 @@ def load_video_model(config: ModelConfig) -> VideoModel:
                 dtype=getattr(torch, config.dtype),
                 gradient_checkpointing=config.gradient_checkpointing,
                 tiles=config.tiles,
+                read=read,
             )
     if config.lora is not None:
         lora.load(model, config.lora)

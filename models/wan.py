@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
@@ -78,6 +78,7 @@ class WanModel:
         dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False,
         tiles: wan_vae.Tiles | None = None,
+        read: Callable[..., Any] = DiffusionPipeline.from_pretrained,
     ) -> WanModel:
         """Read a pipeline folder; nothing is downloaded.
 
@@ -86,12 +87,13 @@ class WanModel:
             dtype: of transformer and encoders; the autoencoder stays in float32.
             gradient_checkpointing: recompute block by block in the backward pass.
             tiles: see the class.
+            read: gives the pipeline of a folder; `models.outline.outline` reads no weights.
         Raises:
             CheckpointError: a part is missing or damaged, or the pipeline has two transformers.
             InputError: a clip size that the autoencoder can't make.
         """
         try:
-            pipeline = WanImageToVideoPipeline.from_pretrained(
+            pipeline = read(
                 str(path), dtype={"vae": torch.float32, "default": dtype}, local_files_only=True
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:

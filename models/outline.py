@@ -1,0 +1,81 @@
+"""A pipeline as its folder's JSON files describe it: the right classes and sizes, and no weight read.
+
+Made under `FakeTensorMode` it holds no memory either, so a model of any size can be planned on any machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from newtonrewards.core.errors import CheckpointError
+
+# Where transformers keeps the settings of what isn't a network.
+PROCESSOR_FILE = "preprocessor_config.json"
+
+
+def outline(path: str, *, dtype: dict[str, torch.dtype], **_: Any) -> Any:
+    """What `DiffusionPipeline.from_pretrained` would return, with networks of arbitrary weights.
+
+    A tokenizer without its vocabulary is replaced by a byte tokenizer: captions are padded to one length anyway.
+
+    Args:
+        path: folder with model_index.json and a config.json for each network.
+        dtype: by name of a part; `default` for the others.
+    Raises:
+        CheckpointError: a file that is missing, or a class that isn't known here.
+    """
+    folder = Path(path)
+    index = _read(folder / "model_index.json")
+    parts: dict[str, Any] = {}
+    settings = {key: value for key, value in index.items() if not key.startswith("_") and not _is_part(value)}
+    for name, value in index.items():
+        if not name.startswith("_") and _is_part(value):
+            wanted = dtype.get(name, dtype.get("default", torch.float32))
+            parts[name] = None if value[1] is None else _part(folder / name, *value, wanted)
+    return getattr(diffusers, index["_class_name"])(**parts, **settings)
+
+
+def _part(folder: Path, library: str, class_name: str, dtype: torch.dtype) -> Any:
+    try:
+        cls = getattr(importlib.import_module(library), class_name)
+    except (ImportError, AttributeError):
+        raise CheckpointError(f"no class {class_name} in {library} here", where=folder) from None
+    if library == "diffusers":
+        file = next((file for file in sorted(folder.glob("*config.json"))), folder / "config.json")
+        part = cls.from_config(_read(file))
+    elif hasattr(cls, "config_class"):
+        part = cls(cls.config_class.from_dict(_read(folder / "config.json")))
+    elif "Tokenizer" in class_name:
+        part = _tokenizer(cls, folder)
+    else:
+        part = cls.from_pretrained(str(folder)) if (folder / PROCESSOR_FILE).is_file() else cls()
+    return part.to(dtype).eval() if isinstance(part, torch.nn.Module) else part
+
+
+def _tokenizer(cls: Any, folder: Path) -> Any:
+    from transformers import ByT5Tokenizer
+
+    try:
+        return cls.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, TypeError):  # only its settings are there, or nothing
+        return ByT5Tokenizer(extra_ids=0)
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"can't read this config ({error})", where=file, fix="A plan needs the pipeline's JSON files."
+        ) from None
+    return content

@@ -1,0 +1,185 @@
+"""What a training step will need in memory, found by running it on tensors that have a shape and no content.
+
+The recipe's own model, reward, objective and optimiser run one step under torch's `FakeTensorMode` while
+`core.memory.MemoryTracker` counts. The model is built from its folder's JSON files; no weight of it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from newtonrewards.core.clip import ClipBatch
+from newtonrewards.core.fake import empty, fake_tensors
+from newtonrewards.core.memory import MemoryTracker, Moment, Split, size_of
+from newtonrewards.models.base import VideoModel
+from newtonrewards.models.load import load_video_model
+from newtonrewards.models.outline import outline
+from newtonrewards.rewards.reward import Reward
+from newtonrewards.training.objectives import Objective
+from newtonrewards.training.optimisers import optimisers
+from newtonrewards.training.recipe import RewardStage, Stage, TrainRecipe
+
+Strategy = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+CAPTION = "an object falls"
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The highest moment of a stage's step in one process.
+
+    Attributes:
+        stage: its number in the recipe.
+        objective: its name.
+        bytes: what the process holds at that moment.
+        moment: the same by kind, before it is split over the processes.
+        fixed: parameters by the network they belong to, bytes.
+        others: what the same step would need under (strategy, number of processes).
+    """
+
+    stage: int
+    objective: str
+    bytes: int
+    moment: Moment
+    fixed: dict[str, int]
+    others: dict[tuple[Strategy, int], int]
+
+
+def plan_stage(
+    recipe: TrainRecipe,
+    number: int,
+    build: Callable[[VideoModel, Stage, Reward | None], Objective],
+    *,
+    strategy: Strategy = "ddp",
+    processes: int = 1,
+    compare: tuple[int, ...] = (),
+    foreach: bool = True,
+) -> StagePlan:
+    """One step of a stage on fake tensors.
+
+    Args:
+        build: makes the stage's objective from the model, the stage and, where it has one, its reward.
+        strategy, processes: how the run will be launched; the recipe's batch is shared by the processes.
+        compare: other numbers of processes; `others` then has them under each strategy, with the same clips in each.
+        foreach: whether the optimiser works on all parameters at once, as torch does on GPUs and not on CPUs.
+    Raises:
+        InputError, CheckpointError: a recipe that couldn't be run either.
+    """
+    stage = shortened(recipe.stages[number])
+    reward = Reward(stage.reward) if isinstance(stage, RewardStage) else None
+    small = load_video_model(recipe.model) if recipe.model.name == "embedded" else None  # it ships with the package
+    with fake_tensors() as fake:
+        model = load_video_model(recipe.model, read=outline) if small is None else small
+        if small is not None:
+            for module in networks(small, None).values():
+                empty(module, fake)
+        objective = build(model, stage, reward)
+        fixed = networks(model, reward)
+        ways = [(strategy, processes), *((way, count) for count in compare for way in STRATEGIES)]
+        splits = {f"{way} {count}": split(objective.trained, way, count) for way, count in ways}
+        tracker = MemoryTracker(*fixed.values(), splits=splits)
+        clips = max(1, stage.batch_size // processes // stage.accumulate)
+        step(objective, recipe, stage, fake_clips(model, clips), tracker, foreach=foreach)
+    chosen = f"{strategy} {processes}"
+    others = {(way, count): tracker.peak_bytes(f"{way} {count}") for way, count in ways}
+    sizes = {name: size_of(module) for name, module in fixed.items()}
+    return StagePlan(number, stage.objective, tracker.peak_bytes(chosen), tracker.peak(chosen), sizes, others)
+
+
+def step(
+    objective: Objective, recipe: TrainRecipe, stage: Stage, clips: ClipBatch, tracker: MemoryTracker, *, foreach: bool
+) -> None:
+    """What `Trainer.train_step` does, with the optimiser's state already there, as in every step but the first."""
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    with tracker:
+        ema = None if recipe.ema is None else EMAModel(trained, decay=recipe.ema)
+        updates = optimisers(objective, stage.optimiser)
+        for optimiser in updates:
+            for group in optimiser.param_groups:
+                if "foreach" in group:
+                    group["foreach"] = foreach
+        _first_state(trained, updates)
+        tracker.forget_peaks()
+        for part in range(min(2, stage.accumulate)):  # from the second part on the gradients of the first are held
+            with torch.autocast(clips.frames.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                output = objective(clips, part)
+            output.loss.float().mean().backward()
+            del output
+        nn.utils.clip_grad_norm_(trained, stage.optimiser.grad_clip)
+        for optimiser in updates:
+            optimiser.step()
+            optimiser.zero_grad()
+        if ema is not None:
+            ema.step(trained)
+
+
+def _first_state(trained: list[nn.Parameter], updates: list[torch.optim.Optimizer]) -> None:
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    for optimiser in updates:
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+def shortened(stage: Stage) -> Stage:
+    """The same stage with one sampling step without gradient: of those each frees what it took, so one shows it all."""
+    sampling = getattr(stage, "sampling", None)
+    if sampling is None or sampling.num_inference_steps <= sampling.grad_steps + 1:
+        return stage
+    short = sampling.model_copy(update={"num_inference_steps": sampling.grad_steps + 1})
+    return stage.model_copy(update={"sampling": short})
+
+
+def networks(model: VideoModel, reward: Reward | None) -> dict[str, nn.Module]:
+    """Every network that a step holds, by name: of the model, of its pipeline, and of the reward."""
+    found: dict[str, nn.Module] = dict(model.trainable)
+    for owner in (model, getattr(model, "pipeline", None)):
+        parts = getattr(owner, "components", None) or getattr(owner, "__dict__", {})
+        found |= {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    if reward is not None:
+        for name in ("flow", "appearance"):
+            network = getattr(getattr(reward.networks, name), "network", None)
+            found |= {name: network} if isinstance(network, nn.Module) else {}
+    once: dict[int, str] = {}
+    return {name: module for name, module in found.items() if once.setdefault(id(module), name) == name}
+
+
+def split(trained: nn.Module, strategy: Strategy, processes: int) -> Split:
+    """What a strategy divides by the number of processes, and what it needs beside that.
+
+    DDP keeps a second copy of the gradients in its buckets; FSDP2 and ZeRO-3 gather one block while another is used.
+    """
+    if processes == 1:
+        return Split()
+    whole, share = size_of(trained), 1 / processes
+    gradients = sum(p.numel() * p.element_size() for p in trained.parameters() if p.requires_grad)
+    blocks = [size_of(part) for module in trained.modules() if isinstance(module, nn.ModuleList) for part in module]
+    match strategy:
+        case "ddp":
+            return Split(extra_bytes=gradients)
+        case "zero1":
+            return Split(optimiser=share)
+        case "zero2":
+            return Split(gradients=share, optimiser=share)
+        case "zero3" | "fsdp2":
+            return Split(share, share, share, split_bytes=whole, extra_bytes=2 * max(blocks, default=whole))
+
+
+def fake_clips(model: VideoModel, count: int) -> ClipBatch:
+    """Clips of the model's size with everything that a simulated clip knows."""
+    spec = model.spec
+    return ClipBatch(
+        frames=torch.full((count, spec.num_frames, 3, spec.height, spec.width), 0.5),
+        fps=torch.full((count,), float(spec.fps)),
+        captions=(CAPTION,) * count,
+        masks=torch.zeros(count, spec.num_frames, spec.height, spec.width),
+        valid=torch.ones(count, spec.num_frames, dtype=torch.bool),
+        index=tuple(range(count)),
+        law=torch.zeros(count, 2),
+    )
