@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torch.distributed._tools.mod_tracker import ModTracker
 
+
 @dataclass(frozen=True)
 class Moment:
     """What is held at one moment, bytes.

@@ -93,9 +93,7 @@ class WanModel:
             InputError: a clip size that the autoencoder can't make.
         """
         try:
-            pipeline = read(
-                str(path), dtype={"vae": torch.float32, "default": dtype}, local_files_only=True
-            )
+            pipeline = read(str(path), dtype={"vae": torch.float32, "default": dtype}, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             fix = (

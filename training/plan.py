@@ -6,6 +6,8 @@ The recipe's own model, reward, objective and optimiser run one step under torch
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -15,6 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from newtonrewards.core.clip import ClipBatch
+from newtonrewards.core.errors import InputError
 from newtonrewards.core.fake import empty, fake_tensors
 from newtonrewards.core.memory import MemoryTracker, Moment, Split, size_of
 from newtonrewards.models.base import VideoModel
@@ -28,6 +31,12 @@ from newtonrewards.training.recipe import RewardStage, Stage, TrainRecipe
 Strategy = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 CAPTION = "an object falls"
+
+
+# Of what a GPU has, the rest goes to its driver, to kernels' workspace and to holes between tensors.
+USABLE = 0.9
+# Numbers of processes that are looked at where the planned one doesn't fit.
+LARGER = (2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -183,3 +192,116 @@ def fake_clips(model: VideoModel, count: int) -> ClipBatch:
         index=tuple(range(count)),
         law=torch.zeros(count, 2),
     )
+
+
+def show_plan(
+    recipe: TrainRecipe,
+    build: Callable[[VideoModel, Stage, Reward | None], Objective],
+    *,
+    strategy: Strategy,
+    processes: int,
+    memory: str | None,
+    foreach: bool,
+) -> int:
+    """Print the plan of every stage.
+
+    Args:
+        memory: of one GPU, as `80GB`; None: nothing to compare with.
+    Returns:
+        exit code: 0, or 1 where a stage doesn't fit.
+    Raises:
+        InputError: a memory that can't be read, or a batch that the processes can't share.
+    """
+    limit = None if memory is None else parse_bytes(memory)
+    code = 0
+    print(f"planned, not measured: tensor memory of one process, {strategy}, {processes} process(es)")
+    for number, stage in enumerate(recipe.stages):
+        if stage.batch_size % (processes * stage.accumulate):
+            raise InputError(
+                f"batch_size {stage.batch_size} can't be shared by {processes} processes in {stage.accumulate} parts",
+                where=f"stages[{number}]",
+                fix="Make it a multiple.",
+            )
+        plan = plan_stage(
+            recipe, number, build, strategy=strategy, processes=processes, compare=LARGER, foreach=foreach
+        )
+        print("\n".join(describe(plan)))
+        if limit is not None and plan.bytes > USABLE * limit:
+            code = 1
+            print(f"  does not fit {memory} (of which tensors can have {USABLE:.0%}). What helps:")
+            print("\n".join(f"  - {line}" for line in advice(plan, recipe, limit, processes)))
+        elif limit is not None:
+            print(f"  fits {memory}: {plan.bytes / limit:.0%} of it")
+    return code
+
+
+def describe(plan: StagePlan) -> list[str]:
+    """The peak of a stage in a few lines."""
+    m = plan.moment
+    kinds = {
+        "parameters": m.parameters,
+        "gradients": m.gradients,
+        "optimiser": m.optimiser,
+        "activations": m.activations,
+        "temporary": m.temporary,
+    }
+    networks_line = ", ".join(f"{name} {_size(size)}" for name, size in plan.fixed.items())
+    kinds_line = ", ".join(f"{name} {_size(size)}" for name, size in kinds.items())
+    return [
+        f"stages[{plan.stage}] {plan.objective}: {_size(plan.bytes)}",
+        f"  at that moment, before it is divided: {kinds_line}",
+        f"  networks: {networks_line}",
+    ]
+
+
+def advice(plan: StagePlan, recipe: TrainRecipe, limit: int, processes: int) -> list[str]:
+    """What to change so that a stage fits, the cheapest first."""
+    model, stage = recipe.model, recipe.stages[plan.stage]
+    lines = []
+    clips = stage.batch_size // processes // stage.accumulate
+    if clips > 1:
+        lines.append(
+            f"stages.{plan.stage}.accumulate: {stage.accumulate * clips} (one clip at a time instead of {clips})"
+        )
+    if not model.gradient_checkpointing and model.name != "embedded":
+        lines.append("model.gradient_checkpointing: true (activations of one block at a time)")
+    if model.dtype == "float32" and model.name != "embedded":
+        lines.append("model.dtype: bfloat16 (half the parameters)")
+    if model.lora_rank is None and model.lora is None:
+        lines.append("model.lora_rank: 16 (no gradients and no optimiser state of the base)")
+    if isinstance(stage, RewardStage):
+        if stage.sampling.grad_steps > 1:
+            lines.append(f"stages.{plan.stage}.sampling.grad_steps: 1")
+        if stage.decoded_latents is None:
+            lines.append(f"stages.{plan.stage}.decoded_latents: 4 (gradient through a part of the clip in each step)")
+        if not stage.reward.flow.checkpoint:
+            lines.append(f"stages.{plan.stage}.reward.flow.checkpoint: true, with a smaller pairs_at_once")
+    fitting = [(count, way) for (way, count), size in plan.others.items() if size <= USABLE * limit]
+    if fitting:
+        count, way = min(fitting, key=lambda found: (found[0], STRATEGIES.index(found[1])))
+        lines.append(
+            f"--strategy {way} on {count} processes, each with {clips} clip(s): {_size(plan.others[way, count])}"
+        )
+    else:
+        lines.append(f"more processes alone won't do: with {LARGER[-1]} it is {_size(min(plan.others.values()))}")
+    return lines
+
+
+def parse_bytes(text: str) -> int:
+    """`80GB`, `79.6 GiB` or a plain number, in bytes.
+
+    Raises:
+        InputError: anything else.
+    """
+    found = re.fullmatch(r"\s*([\d.]+)\s*([kMGT]?)(i?)B?\s*", text)
+    try:
+        number = float(found[1]) if found else math.nan
+    except ValueError:
+        number = math.nan
+    if found is None or not number > 0:
+        raise InputError(f"'{text}' is no size of memory", where="--memory", fix="Write it as 80GB.")
+    return round(number * (1024 if found[3] else 1000) ** "\0kMGT".index(found[2] or "\0"))
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

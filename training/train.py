@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 
 from newtonrewards.core.clip import ClipBatch
-from newtonrewards.core.errors import run_command
+from newtonrewards.core.errors import InputError, run_command
 from newtonrewards.core.recipe import load
 from newtonrewards.core.run import output_folder, provenance, write_atomic, write_json
 from newtonrewards.models.base import VideoModel
@@ -23,6 +23,7 @@ from newtonrewards.simulation.store import ClipFolder
 from newtonrewards.training import checkpoint
 from newtonrewards.training.batches import Batches, ClipDataset
 from newtonrewards.training.objectives import FlowMatchingObjective, Objective, RewardObjective
+from newtonrewards.training.plan import STRATEGIES, show_plan
 from newtonrewards.training.recipe import RewardStage, Stage, TrainRecipe
 from newtonrewards.training.trainer import Trainer
 
@@ -90,11 +91,19 @@ def _run_stage(
 def objective(model: VideoModel, stage: Stage, seed: int, dataset: ClipDataset) -> Objective:
     """What a stage minimises; for a reward also what perfect clips get, so that the curves can be read against it."""
     if not isinstance(stage, RewardStage):
-        return FlowMatchingObjective(model, stage, seed)
+        return bare_objective(model, stage, seed, None)
     reward = Reward(stage.reward)
     perfect = ClipBatch.stack([dataset[index] for index in range(min(FLOOR_CLIPS, len(dataset)))])
     floors = measure_floor(reward, [perfect.to(PartialState().device)])
     return RewardObjective(model, stage, reward, seed, {name: floor.mean for name, floor in floors.items()})
+
+
+def bare_objective(model: VideoModel, stage: Stage, seed: int, reward: Reward | None) -> Objective:
+    """The same without looking at any clip."""
+    if not isinstance(stage, RewardStage):
+        return FlowMatchingObjective(model, stage, seed)
+    assert reward is not None, "a reward stage has a reward"
+    return RewardObjective(model, stage, reward, seed)
 
 
 def _on_cpu() -> bool:
@@ -111,7 +120,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="newtonrewards train", description=__doc__)
     p.add_argument("--recipe", type=Path, required=True, help="YAML file; see launch/recipes/")
     p.add_argument(
-        "--out", type=Path, required=True, help="run folder; a run that was stopped goes on from its last checkpoint"
+        "--out",
+        type=Path,
+        help="run folder (always needed to train); a run that was stopped goes on from its last checkpoint",
     )
     p.add_argument(
         "--set",
@@ -121,6 +132,16 @@ def parser() -> argparse.ArgumentParser:
         help="change a value of the recipe, as stages.0.steps=10",
     )
     p.add_argument("--dry-run", action="store_true", help="check the recipe, print it in full, and stop")
+    p.add_argument("--plan", action="store_true", help="say what a step needs in memory, without any weight, and stop")
+    plan = p.add_argument_group("with --plan (docs/memory.md)")
+    plan.add_argument(
+        "--strategy", choices=STRATEGIES, default="ddp", help="how processes share the work (default ddp)"
+    )
+    plan.add_argument("--processes", type=int, default=1, help="how many there will be (default 1)")
+    plan.add_argument("--memory", help="of one GPU, as 80GB: says whether it fits, and what to change if not")
+    plan.add_argument(
+        "--on-cpu", action="store_true", help="the run will be on CPUs, where AdamW needs less for a moment"
+    )
     return p
 
 
@@ -130,6 +151,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
         return 0
+    if arguments.plan:
+        return show_plan(
+            recipe,
+            lambda model, stage, reward: bare_objective(model, stage, recipe.seed, reward),
+            strategy=arguments.strategy,
+            processes=arguments.processes,
+            memory=arguments.memory,
+            foreach=not arguments.on_cpu,
+        )
+    if arguments.out is None:
+        raise InputError("no run folder given", where="--out", fix="Name the folder to write to.")
     path = train(recipe, arguments.out)
     steps = sum(stage.steps for stage in recipe.stages)
     print(f"{path}: trained {steps} steps. Metrics in {arguments.out / 'metrics.jsonl'}.")
