@@ -33,7 +33,7 @@ def empty(module: nn.Module, mode: FakeTensorMode) -> None:
 def _plain_conversions() -> Iterator[None]:
     """`Module.to` puts new parameters in place of the old: torch swaps fake ones, which fails for any that is used."""
     before = nn.Module._apply
-    nn.Module._apply = _replace_tensors  # type: ignore[assignment,method-assign]
+    nn.Module._apply = _replace_tensors  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -61,7 +61,7 @@ class Split:
         return moment.total + self.extra_bytes - saved
 
 
-class MemoryTracker(MemTracker):  # type: ignore[misc]  # its base is untyped
+class MemoryTracker(MemTracker):
     """Finds the moment of the highest tensor memory inside its `with` block, for each of several ways to split it.
 
     Torch's tracker also keeps a table for each module: hooks that take no frozen module, only one call of each, and a

@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
+from torch import nn
 
 from newtonrewards.core.errors import CheckpointError
 
@@ -37,7 +38,7 @@ def outline(path: str, *, dtype: dict[str, torch.dtype], **_: Any) -> Any:
     for name, value in index.items():
         if not name.startswith("_") and _is_part(value):
             wanted = dtype.get(name, dtype.get("default", torch.float32))
-            parts[name] = None if value[1] is None else _part(folder / name, *value, wanted)
+            parts[name] = None if value[1] is None else _part(folder / name, value[0], value[1], wanted)
     return getattr(diffusers, index["_class_name"])(**parts, **settings)
 
 
@@ -55,7 +56,20 @@ def _part(folder: Path, library: str, class_name: str, dtype: torch.dtype) -> An
         part = _tokenizer(cls, folder)
     else:
         part = cls.from_pretrained(str(folder)) if (folder / PROCESSOR_FILE).is_file() else cls()
-    return part.to(dtype).eval() if isinstance(part, torch.nn.Module) else part
+    if isinstance(part, nn.Module):
+        _cast(part.eval(), dtype)
+    return part
+
+
+def _cast(part: nn.Module, dtype: torch.dtype) -> None:
+    """As `from_pretrained` does: what a class wants kept in float32 stays so."""
+    kept = set(getattr(part, "_keep_in_fp32_modules", None) or ())
+    done: dict[int, nn.Parameter] = {}  # a tensor under two names stays one
+    for place, module in part.named_modules():
+        for name, old in module._parameters.items():
+            if old is not None and old.is_floating_point() and not kept & {*place.split("."), name}:
+                new = done.setdefault(id(old), old if old.dtype == dtype else nn.Parameter(old.to(dtype)))
+                module._parameters[name] = new
 
 
 def _tokenizer(cls: Any, folder: Path) -> Any:

@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanDecoder3d, unpatchify
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ def _runs(count: int, chosen: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _tiled(decoder: nn.Module, hidden: Tensor, tiles: Tiles, chosen: Sequence[int]) -> Tensor:
+def _tiled(decoder: WanDecoder3d, hidden: Tensor, tiles: Tiles, chosen: Sequence[int]) -> Tensor:
     """The stem on whole frames, then the rest tile by tile; each tile is checkpointed as a whole."""
     stem = _scan(_stem(decoder), hidden, _convolutions(decoder.conv_in, decoder.mid_block), chosen)
     caches, margin = _convolutions(decoder.up_blocks, decoder.conv_out), tiles.margin
@@ -180,7 +180,7 @@ def _edges(side: int, tile: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
-def _whole(decoder: nn.Module) -> Step:
+def _whole(decoder: WanDecoder3d) -> Step:
     def step(hidden: Tensor, first: bool, state: list[Cache]) -> tuple[Tensor, list[Cache]]:
         own = list(state)  # the decoder changes it in place; the caller's must be the same again in a recomputation
         return decoder(hidden, feat_cache=own, feat_idx=[0], first_chunk=first), own
@@ -188,7 +188,7 @@ def _whole(decoder: nn.Module) -> Step:
     return step
 
 
-def _stem(decoder: nn.Module) -> Step:
+def _stem(decoder: WanDecoder3d) -> Step:
     """The first part of `WanDecoder3d.forward`: all that works at the size of the latents and looks at whole frames."""
 
     def step(hidden: Tensor, first: bool, state: list[Cache]) -> tuple[Tensor, list[Cache]]:
@@ -199,7 +199,7 @@ def _stem(decoder: nn.Module) -> Step:
     return step
 
 
-def _rest(decoder: nn.Module) -> Step:
+def _rest(decoder: WanDecoder3d) -> Step:
     """The second part of `WanDecoder3d.forward`."""
 
     def step(hidden: Tensor, first: bool, state: list[Cache]) -> tuple[Tensor, list[Cache]]:
@@ -211,7 +211,7 @@ def _rest(decoder: nn.Module) -> Step:
     return step
 
 
-def _causal(convolution: nn.Module, x: Tensor, own: list[Cache], place: list[int]) -> Tensor:
+def _causal(convolution: WanCausalConv3d, x: Tensor, own: list[Cache], place: list[int]) -> Tensor:
     """One causal convolution as the decoder calls it: it remembers its last two input frames."""
     before = own[place[0]]
     kept = x[:, :, -2:].clone()
