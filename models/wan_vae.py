@@ -46,7 +46,7 @@ class Tiles(Config):
     """
 
     side: int = Field(ge=2)
-    margin: int = Field(4, ge=0)
+    margin: int = Field(8, ge=0)
 
 
 def normalised(vae: AutoencoderKLWan, latents: Latents) -> Latents:
