@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
@@ -35,8 +36,12 @@ class Moment:
     temporary: int = 0
 
     @property
+    def kinds(self) -> tuple[int, int, int, int, int]:
+        return self.parameters, self.gradients, self.optimiser, self.activations, self.temporary
+
+    @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimiser + self.activations + self.temporary
+        return sum(self.kinds)
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,18 @@ class Split:
     split_bytes: int = 0
     extra_bytes: int = 0
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """What of each kind of a moment stays in a process; `beside` is added."""
+        return 1.0, self.gradients, self.optimiser, 1.0, 1.0
+
+    @property
+    def beside(self) -> float:
+        return self.extra_bytes - (1 - self.parameters) * self.split_bytes
+
     def total(self, moment: Moment) -> float:
-        saved = (1 - self.parameters) * self.split_bytes
-        saved += (1 - self.gradients) * moment.gradients + (1 - self.optimiser) * moment.optimiser
-        return moment.total + self.extra_bytes - saved
+        """What a process holds at a moment, bytes."""
+        return self.beside + sum(w * kind for w, kind in zip(self.weights, moment.kinds, strict=True))
 
 
 class MemoryTracker(MemTracker):
@@ -76,7 +89,9 @@ class MemoryTracker(MemTracker):
         super().__init__()
         self._mod_tracker = _NoHooks()
         self.splits = {"whole": Split(), **(splits or {})}
-        self._highest: dict[str, tuple[float, Moment]] = {name: (0.0, Moment()) for name in self.splits}
+        self._weights = np.array([split.weights for split in self.splits.values()])
+        self._beside = np.array([split.beside for split in self.splits.values()])
+        self.forget_peaks()
         for module in modules:
             self._track_module_params_and_buffers(module, install_grad_hooks=False)
             for parameter in module.parameters():
@@ -85,15 +100,16 @@ class MemoryTracker(MemTracker):
 
     def forget_peaks(self) -> None:
         """Start looking for the highest moment anew."""
-        self._highest = {name: (0.0, Moment()) for name in self.splits}
+        self._highest = np.zeros(len(self.splits))
+        self._moments = [Moment()] * len(self.splits)
 
     def peak(self, split: str = "whole") -> Moment:
         """The moment at which that split needs most; its numbers are those before splitting."""
-        return self._highest[split][1]
+        return self._moments[list(self.splits).index(split)]
 
     def peak_bytes(self, split: str = "whole") -> int:
         """What a process holds at that moment."""
-        return round(self._highest[split][0])
+        return round(self._highest[list(self.splits).index(split)])
 
     def now(self) -> Moment:
         """What is held at this moment, on all devices together."""
@@ -121,10 +137,9 @@ class MemoryTracker(MemTracker):
 
     def _update_peak_stats(self, peak_state: Any) -> None:
         moment = self.now()
-        for name, split in self.splits.items():
-            total = split.total(moment)
-            if total > self._highest[name][0]:
-                self._highest[name] = (total, moment)
+        totals = self._weights @ np.array(moment.kinds, dtype=np.float64) + self._beside
+        for i in np.nonzero(totals > self._highest)[0]:
+            self._highest[i], self._moments[i] = totals[i], moment
 
 
 class _NoHooks(ModTracker):
