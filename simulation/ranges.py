@@ -15,6 +15,8 @@ Range = tuple[float, float]
 
 
 class World(Config):
+    """What is drawn for every motion; `spin_rad_s` turns objects in flight about the line of sight, either way."""
+
     size_px: int
     num_frames: int
     capture_fps: float
@@ -24,6 +26,7 @@ class World(Config):
     camera_distance_m: float
     wall_m: float
     half_size_m: Range
+    spin_rad_s: Range = (0.0, 0.0)
 
 
 class Quantities(Config):

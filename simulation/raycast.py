@@ -238,14 +238,14 @@ def trace_frames(
     light,
     kind,
     half,
-    tilt,
+    tilts,
     yaw,
     texture,
     frequency,
     seed,
     colours,
 ):
-    """All samples of all frames.
+    """All samples of all frames; `centres` (T, 2) and `tilts` (T,), about the line of sight, are the object's poses.
 
     Returns:
         colour (T, N, N, 3), hit (T, N, N) 0 or 1, z (T, N, N) metres along z, flow (T, N, N, 2) in samples per frame
@@ -254,10 +254,11 @@ def trace_frames(
     frames = centres.shape[0]
     colour, hit = np.empty((frames, size, size, 3), np.float32), np.zeros((frames, size, size), np.float32)
     deep, flow = np.empty((frames, size, size), np.float32), np.zeros((frames, size, size, 2), np.float32)
-    ct, st, cyaw, syaw = math.cos(tilt), math.sin(tilt), math.cos(yaw), math.sin(yaw)
+    cyaw, syaw = math.cos(yaw), math.sin(yaw)
     bound = math.sqrt(half[0] ** 2 + half[1] ** 2 + half[2] ** 2)
     for f in range(frames):
         cx, cy = centres[f, 0], centres[f, 1]
+        ct, st = math.cos(tilts[f]), math.sin(tilts[f])
         for i in range(size):
             for j in range(size):
                 lit = object_shadow(
@@ -320,8 +321,11 @@ def trace_frames(
                 hit[f, i, j] = 1.0
                 deep[f, i, j] = t * uz
                 if f + 1 < frames:
-                    # a body that only translates, in a plane of constant depth: every point moves by the same image
-                    # vector, over its depth
-                    flow[f, i, j, 0] = focal * (centres[f + 1, 0] - cx) / (t * uz)
-                    flow[f, i, j, 1] = -focal * (centres[f + 1, 1] - cy) / (t * uz)
+                    # the body moves in a plane of constant depth and turns about the line of sight, so no point's
+                    # depth changes
+                    rx, ry, turn = ox + t * ux, oy + t * uy, tilts[f + 1] - tilts[f]
+                    mx = centres[f + 1, 0] - cx + rx * (math.cos(turn) - 1) - ry * math.sin(turn)
+                    my = centres[f + 1, 1] - cy + rx * math.sin(turn) + ry * (math.cos(turn) - 1)
+                    flow[f, i, j, 0] = focal * mx / (t * uz)
+                    flow[f, i, j, 1] = -focal * my / (t * uz)
     return colour, hit, deep, flow

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from newtonrewards.core.clip import Clip, Source, Truth
@@ -30,6 +31,32 @@ def render(scene: Scene, centres: NDArray[np.float64] | None = None) -> Clip:
         pixel's samples that hit the object), exact flow and depth, track, events, and the frames before the first
         event.
     """
+    colour, hit, depth, flow = _traced(scene, scene.centres() if centres is None else centres, scene.tilts())
+    masks = _pooled(hit)
+    return Clip(
+        frames=_images(colour),
+        fps=scene.capture_fps,
+        caption=scene.caption,
+        masks=torch.from_numpy(masks),
+        valid=torch.from_numpy(scene.times <= scene.trajectory.first_break() + 1e-9),
+        truth=replace(
+            truth_of(scene),
+            flow=torch.from_numpy(_object_mean(flow, hit)[:-1] / OVERSAMPLING).permute(0, 3, 1, 2).contiguous(),
+            depth=torch.from_numpy(_pooled(depth)),
+        ),
+        source=Source(playback_fps=scene.playback_fps, preprocessing=("rendered, 8 bits",)),
+    )
+
+
+def pictures(scene: Scene, centres: NDArray[np.float64], tilts: NDArray[np.float64]) -> Float[torch.Tensor, "T 3 S S"]:
+    """The scene with its object at these places (T, 2) in world metres, turned by these angles (T,) in rad."""
+    return _images(_traced(scene, centres, tilts)[0])
+
+
+def _traced(
+    scene: Scene, centres: NDArray[np.float64], tilts: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Colour, hit, depth and flow of each sample; see `raycast.trace_frames`."""
     samples = scene.size_px * OVERSAMPLING
     focal = focal_px(scene, samples)
     light = np.array(scene.light)
@@ -43,26 +70,14 @@ def render(scene: Scene, centres: NDArray[np.float64] | None = None) -> Clip:
         light,
         *_surfaces(scene),
     )
-    look, path = scene.object_surface, scene.centres() if centres is None else centres
-    colour, hit, depth, flow = raycast.trace_frames(
-        path, samples, focal, scene.camera_height, scene.camera_distance, *backdrop, light,
-        raycast.SHAPES[scene.shape], np.array(scene.half_size), scene.tilt, scene.yaw,
+    look = scene.object_surface
+    traced: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+    traced = raycast.trace_frames(
+        centres, samples, focal, scene.camera_height, scene.camera_distance, *backdrop, light,
+        raycast.SHAPES[scene.shape], np.array(scene.half_size), tilts, scene.yaw,
         raycast.TEXTURES[look.texture], look.frequency, look.seed, np.array(look.colours),
     )  # fmt: skip
-    masks = _pooled(hit)
-    return Clip(
-        frames=torch.from_numpy(_rounded(_pooled(colour))).permute(0, 3, 1, 2).contiguous(),
-        fps=scene.capture_fps,
-        caption=scene.caption,
-        masks=torch.from_numpy(masks),
-        valid=torch.from_numpy(scene.times <= scene.trajectory.first_break() + 1e-9),
-        truth=replace(
-            truth_of(scene),
-            flow=torch.from_numpy(_object_mean(flow, hit)[:-1] / OVERSAMPLING).permute(0, 3, 1, 2).contiguous(),
-            depth=torch.from_numpy(_pooled(depth)),
-        ),
-        source=Source(playback_fps=scene.playback_fps, preprocessing=("rendered, 8 bits",)),
-    )
+    return traced
 
 
 def truth_of(scene: Scene) -> Truth:
@@ -128,8 +143,10 @@ def _object_mean(flow: NDArray[np.float32], hit: NDArray[np.float32]) -> NDArray
     return np.where(share >= 0.5, _pooled(flow) / np.maximum(share, 1e-6), 0.0).astype(np.float32)
 
 
-def _rounded(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (np.round(np.clip(frames, 0, 1) * 255) / 255).astype(np.float32)
+def _images(colour: NDArray[np.float32]) -> Float[torch.Tensor, "T 3 S S"]:
+    """Pixels from samples, rounded to 8 bits so that a file holds the same numbers."""
+    frames = np.round(np.clip(_pooled(colour), 0, 1) * 255) / 255
+    return torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
 
 
 def _tensor(values: NDArray[np.float64]) -> torch.Tensor:

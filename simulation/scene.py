@@ -82,7 +82,11 @@ class Wobble:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything the renderer needs, and nothing it computes. `imperfection` is `none` for right physics."""
+    """Everything the renderer needs, and nothing it computes.
+
+    `imperfection` is `none` for right physics; `tilt` (rad) and `spin` (rad/s) turn the object about the line of sight,
+    anticlockwise.
+    """
 
     primitive: str
     split: str
@@ -111,6 +115,7 @@ class Scene:
     camera_height: float
     camera_distance: float
     wall_m: float
+    spin: float = 0.0
     wobble: Wobble | None = None
     imperfection: str = "none"
     rejections: tuple[str, ...] = ()
@@ -118,6 +123,10 @@ class Scene:
     @property
     def times(self) -> Array:
         return np.arange(self.num_frames) / self.capture_fps
+
+    def tilts(self) -> Array:
+        """(T,) angle of the object about the line of sight, rad; it turns until the first event."""
+        return self.tilt + self.spin * np.minimum(self.times, self.trajectory.first_break())
 
     def centres(self) -> Array:
         """(T, 2) object centre in world metres."""
@@ -211,6 +220,7 @@ def _draw(
         shape=shape,
         half_size=half_size,
         tilt=wedge.uphill * wedge.incline if wedge else 0.0,
+        spin=0.0 if wedge else _spin(world.spin_rad_s, key, split),
         yaw=0.0 if shape in ("capsule",) or wedge else rng.uniform(-0.6, 0.6),
         object_surface=Surface(str(rng.choice(assets.textures)), object_colours, rng.uniform(0.45, 0.7), _seed(rng)),
         wall=Surface(str(rng.choice(assets.walls)), wall_colour, rng.uniform(0.7, 1.4), _seed(rng)),
@@ -317,6 +327,12 @@ def _light(rng: np.random.Generator) -> tuple[float, float, float]:
     x, z = rng.uniform(-0.3, 0.3), rng.uniform(-0.4, -0.2)
     norm = math.sqrt(x * x + 1 + z * z)
     return x / norm, 1 / norm, z / norm
+
+
+def _spin(limits: tuple[float, float], key: tuple[int, int], split: str) -> float:
+    """Turning speed, rad/s, either way; from a stream of its own, so that nothing else of a scene depends on it."""
+    rng = np.random.default_rng(stream_seed(key[0], 0, key[1], f"spin/{split}"))
+    return float(rng.uniform(*limits) * rng.choice([-1.0, 1.0]))
 
 
 def _seed(rng: np.random.Generator) -> int:
