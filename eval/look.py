@@ -21,8 +21,9 @@ from newtonrewards.eval.tracks import PRESENT_PIXELS, box_around
 from newtonrewards.rewards import kinematics, mass, support
 from newtonrewards.rewards.flow import RaftFlow
 
-# The cut-out has at most so many pixels, and so many frames; it is made smaller, or cut short.
-CUT_PIXELS, CUT_FRAMES, CUT_MARGIN = 128 * 128, 40, 10
+# The cut-out has at most so many pixels, and so many frames; it is made smaller, or cut short. Where the frame has room
+# it is never narrower than `CUT_SIDE`: of a cut-out just around a small object, flow is a third off instead of a tenth.
+CUT_PIXELS, CUT_FRAMES, CUT_MARGIN, CUT_SIDE = 128 * 128, 40, 10, 128
 # Flow spills over an object's edge, but more slowly: what has this share of the fastest pixels' speed belongs to it.
 FAST_SHARE = 0.6
 # A patch of the object's colours with less than this share of its usual area is something else.
@@ -88,7 +89,7 @@ def look(clip: Clip, found: Found, flow: RaftFlow, *, given: bool) -> Seen | Non
     around = box_around(found.soft[when] > 0.5, pixels=CUT_MARGIN)
     if around is None:
         return None
-    box = around[1:]
+    box = (_roomy(around[1], clip.frames.shape[-2]), _roomy(around[2], clip.frames.shape[-1]))
     frames = clip.frames[when, :, box[0], box[1]]
     factor = min(1.0, (CUT_PIXELS / (frames.shape[-2] * frames.shape[-1])) ** 0.5)
     if factor < 1.0:
@@ -99,6 +100,13 @@ def look(clip: Clip, found: Found, flow: RaftFlow, *, given: bool) -> Seen | Non
     whole = None if colour is None else _whole(colour, clip, when, box)
     shape = (clip.num_frames, clip.frames.shape[-2], clip.frames.shape[-1])
     return Seen(shape, when, box, both.flow / factor, both.features, whole)
+
+
+def _roomy(span: slice, size: int) -> slice:
+    """The span of pixels, widened to `CUT_SIDE` on both sides alike as far as the frame goes."""
+    more = max(0, CUT_SIDE - (min(span.stop, size) - span.start))
+    start = min(max(0, span.start - more // 2), max(0, size - CUT_SIDE))
+    return slice(start, min(size, max(span.stop, start + CUT_SIDE)))
 
 
 def _by_colour(frames: Float[Tensor, "n 3 h w"], flow: Float[Tensor, "m 2 h w"]) -> Float[Tensor, "n h w"] | None:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from newtonrewards.core.clip import Clip
 from newtonrewards.core.video import Size, read_clip, video_size
+from newtonrewards.eval.constancy import constancy
 from newtonrewards.eval.find import Found, find_object, lawful_velocities
 from newtonrewards.eval.given import masks_of, track_of
 from newtonrewards.eval.laws import LawFit
@@ -28,7 +29,7 @@ from newtonrewards.eval.stabilise import stabilise
 from newtonrewards.eval.tracks import centroid
 from newtonrewards.eval.verdict import Evidence, agreement, disagreement, drifting, judge
 from newtonrewards.eval.video_score import Motion, Vector, VideoScore
-from newtonrewards.rewards import kinematics, mass, sentinels
+from newtonrewards.rewards import kinematics, sentinels
 from newtonrewards.rewards.flow import RaftFlow
 from newtonrewards.rewards.window import Window
 
@@ -40,6 +41,9 @@ FLOW_HANDICAP = 2
 STRETCH, OVERLAP = 300, 60
 # Below this (H/s^2) a residual isn't given as a share of the acceleration.
 LEAST_ACCELERATION = 0.02
+
+# Residual of perfect clips, px per frame interval cubed, the median of docs/footage.md: what is below it is noise.
+FLOOR_PX = 0.35
 
 Flow = Callable[[], RaftFlow]
 
@@ -239,8 +243,7 @@ def _evidence(
         source="none" if best is None else best.name,
         window=window,
         fit=None if best is None or not len(window) else law_fit(best.velocity, window, float(clip.fps)),
-        mass=None if features is None or not len(window) else _mass_conserved(features, window),
-        area_change=_area_change(area, window) if len(window) else None,
+        constancy=constancy(frames, soft, features, window),
         smooth=None if best is None else drifting(best.velocity, window, float(clip.fps), frames.shape[1]),
         motion=motion,
         velocity=nothing if best is None else best.velocity,
@@ -319,25 +322,12 @@ def _numbers(evidence: Evidence) -> dict[str, object]:
         "start_velocity": _vector(fit.start),
         "start_speed": float(np.linalg.norm(fit.start)),
         "kinematic_residual": residual,
+        "residual_floor": FLOOR_PX * fps**2 / evidence.height,
         "relative_residual": residual / size if size > LEAST_ACCELERATION else None,
         "fit_rms": fit.rms,
-        "mass": evidence.mass,
-        "area_change": evidence.area_change,
+        **vars(evidence.constancy),
     }
 
 
 def _vector(values: Float[np.ndarray, " 2"]) -> Vector:
     return Vector(x=float(values[0]), y=float(values[1]))
-
-
-def _area_change(area: Float[np.ndarray, " T"], window: Window) -> float | None:
-    """log of the object's area at the window's end over that at its start, medians of three frames."""
-    inside = area[window.start : window.stop + 1]
-    first, last = np.median(inside[:3]), np.median(inside[-3:])
-    return float(np.log(last / first)) if first > 0 and last > 0 else None
-
-
-def _mass_conserved(look: Float[np.ndarray, "T C"], window: Window) -> float | None:
-    """`rewards.mass.conserved` over the window's frames."""
-    pooled = torch.from_numpy(look[window.start : window.stop + 1])[None]
-    return finite(float(mass.conserved(pooled, torch.ones(pooled.shape[:2], dtype=torch.bool))[0]))

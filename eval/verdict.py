@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from newtonrewards.eval.constancy import Constancy
 from newtonrewards.eval.find import Smooth, resting, smooth_run
 from newtonrewards.eval.laws import LawFit, broken
 from newtonrewards.eval.results import finite
@@ -30,14 +31,17 @@ LEAST_CONFIDENCE = 0.3
 BLAME_CONFIDENCE = 0.5
 # Both instruments differ by this share of the speed even on perfect clips; what is more costs confidence one to one.
 AGREEMENT = 0.15
-# A step of so many times the steps beside it, and so many px more, is a jump.
+# A step that is off those beside it by so many times their size, and so many px more, is a jump; where the object isn't
+# seen afterwards, by its own diameter at least.
 JUMP_FACTOR, JUMP_PX = 2.0, 3.0
-# Faster than this (px/frame) an object doesn't just stop existing.
-MOVING_PX = 0.7
-# 1 - cos of the look, and |log| of the area, above which the object isn't the same any more.
-LEAST_MASS, LEAST_AREA = 0.25, 0.5
-# Scales on which quality falls to 1/e: unsteadiness as a share of the speed, look, area.
-STEADY_SCALE, MASS_SCALE, AREA_SCALE = 0.2, 0.25, 0.5
+# Faster than this (px/frame) an object doesn't just stop existing, where so many steps on it would still be in the
+# picture as a whole.
+MOVING_PX, LOST_STEPS = 0.7, 3
+# 1 - cos of the look, |log| of the area, changes of the mean colour (RGB in [0, 1]) over the window and from frame to
+# frame above which the object isn't the same any more. Over 150 true clips no value is above half of these.
+LEAST_MASS, LEAST_AREA, LEAST_COLOUR, LEAST_FLICKER = 0.25, 0.5, 0.25, 0.2
+# Scales on which quality falls to 1/e: unsteadiness as a share of the speed, look, area, colour, flicker.
+STEADY_SCALE, MASS_SCALE, AREA_SCALE, COLOUR_SCALE, FLICKER_SCALE = 0.2, 0.25, 0.5, 0.25, 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +52,7 @@ class Evidence:
         reason: why no object was found, empty if one was.
         source: instrument of `velocity`. velocity: (N, 2) H/s. other: that of the other instrument, or None.
         window: lawful stretch of `velocity`.
-        fit: line through `velocity` in the window, None where there is none. mass: 1 - cos of the look over the window,
-            area_change: log of the area's ratio there; None: can't be measured.
+        fit: line through `velocity` in the window, None where there is none. constancy: of the object over the window.
         smooth: run around the window in which acceleration changes steadily; None: it doesn't.
         motion: what the video is said to show.
         position: (T, 2) H. area: (T,) H^2.
@@ -61,8 +64,7 @@ class Evidence:
     source: str
     window: Window
     fit: LawFit | None
-    mass: float | None
-    area_change: float | None
+    constancy: Constancy
     smooth: Smooth | None
     motion: Motion
     velocity: Float[np.ndarray, "N 2"]
@@ -171,12 +173,16 @@ def _told(evidence: Evidence, run: Smooth) -> str:
 
 def _changed(evidence: Evidence) -> list[str]:
     """How the object fails to stay what it is."""
-    reasons = []
-    if evidence.mass is not None and evidence.mass > LEAST_MASS:
-        reasons.append(f"the object changes its look (1 - cos = {evidence.mass:.2f})")
-    if evidence.area_change is not None and abs(evidence.area_change) > LEAST_AREA + _blur_change(evidence):
-        word = "grows" if evidence.area_change > 0 else "shrinks"
-        reasons.append(f"the object {word}, its area by a factor of {np.exp(evidence.area_change):.2f}")
+    found, reasons = evidence.constancy, []
+    if found.mass is not None and found.mass > LEAST_MASS:
+        reasons.append(f"the object changes its look (1 - cos = {found.mass:.2f})")
+    if found.area_change is not None and abs(found.area_change) > LEAST_AREA + _blur_change(evidence):
+        word = "grows" if found.area_change > 0 else "shrinks"
+        reasons.append(f"the object {word}, its area by a factor of {np.exp(found.area_change):.2f}")
+    if found.colour_change is not None and found.colour_change > LEAST_COLOUR:
+        reasons.append(f"the object changes its colour, by {found.colour_change:.2f} of full brightness")
+    if found.flicker is not None and found.flicker > LEAST_FLICKER:
+        reasons.append(f"the object flickers, by {found.flicker:.2f} of full brightness")
     return reasons
 
 
@@ -194,19 +200,21 @@ def _score(evidence: Evidence, verdict: Verdict, moving: int) -> float | None:
     """Quality in the upper half for what is lawful, in the lower for what isn't; None where nothing can be told.
 
     Quality is the share of the law (of half the moving time, or of `STEADY_VELOCITIES`) times exp(-x / scale) for
-    unsteadiness, change of look and change of area. Source: ours.
+    unsteadiness, change of look, area and colour, and flicker. Source: ours.
     """
     if verdict == "cannot_tell":
         return None
     quality = 0.0
     if evidence.fit is not None:
         covered = len(evidence.window) / min(STEADY_SHARE * moving, STEADY_VELOCITIES)
-        unsteady = evidence.fit.rms / max(evidence.fit.speed, 1e-6)
+        unsteady, found = evidence.fit.rms / max(evidence.fit.speed, 1e-6), evidence.constancy
         quality = min(1.0, covered) * float(
             np.exp(
                 -unsteady / STEADY_SCALE
-                - (evidence.mass or 0.0) / MASS_SCALE
-                - abs(evidence.area_change or 0.0) / AREA_SCALE
+                - (found.mass or 0.0) / MASS_SCALE
+                - abs(found.area_change or 0.0) / AREA_SCALE
+                - (found.colour_change or 0.0) / COLOUR_SCALE
+                - (found.flicker or 0.0) / FLICKER_SCALE
             )
         )
     return round(quality / 2 + (0.5 if verdict == "lawful" else 0.0), 4)
@@ -220,13 +228,20 @@ def _way_px(evidence: Evidence) -> float:
 
 
 def _jump_at(evidence: Evidence) -> int | None:
-    """A single interval in which the object goes several times as far as just before and after: no bounce does that."""
-    step = np.linalg.norm(evidence.velocity, axis=1) * evidence.height / evidence.fps
-    if evidence.other is not None:  # what only one of two instruments saw there may be its own mistake
-        step = np.where(np.isfinite(evidence.other).all(axis=1), step, np.nan)
-    for n in range(1, len(step) - 1):
-        around = np.maximum(step[n - 1], step[n + 1])
-        if np.isfinite(around) and step[n] > JUMP_FACTOR * around + JUMP_PX:
+    """A single interval in which the object goes another way than just before and after, and much further: no bounce
+    does that, since between two velocities it only passes through what lies between them."""
+    step = evidence.velocity * evidence.height / evidence.fps
+    seen = [bool(np.isfinite(v).all()) for v in step]
+    other = step if evidence.other is None else evidence.other
+    diameter = 2 * float(np.sqrt(np.median(evidence.area[evidence.area > 0]) / np.pi)) * evidence.height
+    for n in range(1, len(step)):
+        if not (seen[n] and seen[n - 1] and np.isfinite(other[n]).all()):
+            continue  # what only one of two instruments saw may be its own mistake
+        after = n + 1 < len(step) and seen[n + 1]
+        beside = step[[n - 1, n + 1]] if after else step[[n - 1]]
+        away = float(np.linalg.norm(step[n] - beside.mean(axis=0)))
+        least = JUMP_PX if after else max(JUMP_PX, diameter)
+        if away > JUMP_FACTOR * float(np.linalg.norm(beside, axis=1).max()) + least:
             return n
     return None
 
@@ -244,13 +259,15 @@ def _lost_at(evidence: Evidence) -> int | None:
     if not len(seen) or last >= len(evidence.position) - 2 or evidence.last_place_changed:
         return None
     size = 2 * float(np.sqrt(np.median(evidence.area[seen]) / np.pi))
-    x, y = evidence.position[last]
+    steps = np.diff(evidence.position[seen[-4:]], axis=0)
+    if not len(steps):
+        return None
+    speed = float(np.linalg.norm(steps, axis=1).mean())
+    x, y = evidence.position[last] + LOST_STEPS * steps.mean(axis=0)
     edge = min(x, y, evidence.width / evidence.height - x, 1 - y)
-    steps = np.diff(evidence.position[seen[-4:]], axis=0) * evidence.height
-    speed = float(np.linalg.norm(steps, axis=1).mean()) if len(steps) else 0.0
     # Faster than its own width it is a smear that any background may hide.
-    followed = MOVING_PX < speed < size * evidence.height
-    return last + 1 if followed and edge > size + speed / evidence.height else None
+    followed = MOVING_PX / evidence.height < speed < size
+    return last + 1 if followed and edge > size / 2 else None
 
 
 def disagreement(ours: Float[np.ndarray, "N 2"], theirs: Float[np.ndarray, "N 2"], window: Window) -> float | None:
