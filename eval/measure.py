@@ -26,7 +26,7 @@ from newtonrewards.eval.refine import refine
 from newtonrewards.eval.results import finite
 from newtonrewards.eval.segment import channels_last
 from newtonrewards.eval.stabilise import stabilise
-from newtonrewards.eval.tracks import centroid
+from newtonrewards.eval.tracks import centroid, whole
 from newtonrewards.eval.verdict import Evidence, agreement, disagreement, drifting, judge
 from newtonrewards.eval.video_score import Motion, Vector, VideoScore
 from newtonrewards.rewards import kinematics, sentinels
@@ -265,7 +265,7 @@ def _known(masks: Float[np.ndarray, "T H W"]) -> Found:
 
 def _stays(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> bool:
     """Whether something lies to the end where the object was last seen: then it came to rest and didn't vanish."""
-    seen = np.flatnonzero((soft > 0.5).any(axis=(1, 2)))
+    seen = whole(centroid(soft)[1])
     if not len(seen) or seen[-1] == len(frames) - 1:
         return True
     place = soft[seen[-1]] > 0.5

@@ -10,8 +10,9 @@ from jaxtyping import Float
 
 from newtonrewards.eval.constancy import Constancy
 from newtonrewards.eval.find import Smooth, resting, smooth_run
-from newtonrewards.eval.laws import LawFit, broken
+from newtonrewards.eval.laws import SIGNIFICANT, LawFit, broken
 from newtonrewards.eval.results import finite
+from newtonrewards.eval.tracks import whole
 from newtonrewards.eval.video_score import Motion, ObjectPath, Verdict
 from newtonrewards.rewards.window import Window
 
@@ -24,6 +25,8 @@ SMOOTH_VELOCITIES, SMOOTH_CHANGE, SMOOTH_GAIN = 10, 0.3, 12.0
 CAMERA = "a wide lens, a slant or drag do that"
 # The camera may make one end of a run weaker, to no less than this share.
 PERSPECTIVE = 0.25
+# What was let go gets no faster in its first frame than in so many frames of its fall.
+JERK_FRAMES = 2.5
 # Fewer moving velocities than this can't show unsteadiness.
 LEAST_VELOCITIES = 6
 LEAST_CONFIDENCE = 0.3
@@ -31,17 +34,17 @@ LEAST_CONFIDENCE = 0.3
 BLAME_CONFIDENCE = 0.5
 # Both instruments differ by this share of the speed even on perfect clips; what is more costs confidence one to one.
 AGREEMENT = 0.15
-# A step that is off those beside it by so many times their size, and so many px more, is a jump; where the object isn't
-# seen afterwards, by its own diameter at least.
-JUMP_FACTOR, JUMP_PX = 2.0, 3.0
+# A step that is off those beside it by so many times their size, and so many px more, is a jump. Where the object isn't
+# seen afterwards, the other instrument must see the same step to this share, or it must be as long as the object.
+JUMP_FACTOR, JUMP_PX, CONFIRMED = 2.0, 3.0, 0.3
 # Faster than this (px/frame) an object doesn't just stop existing, where so many steps on it would still be in the
 # picture as a whole.
-MOVING_PX, LOST_STEPS = 0.7, 3
+MOVING_PX, LOST_STEPS = 0.3, 3
 # 1 - cos of the look, |log| of the area, changes of the mean colour (RGB in [0, 1]) over the window and from frame to
 # frame above which the object isn't the same any more. Over 150 true clips no value is above half of these.
-LEAST_MASS, LEAST_AREA, LEAST_COLOUR, LEAST_FLICKER = 0.25, 0.5, 0.25, 0.2
+LEAST_MASS, LEAST_AREA, LEAST_COLOUR, LEAST_FLICKER = 0.25, 0.5, 0.2, 0.12
 # Scales on which quality falls to 1/e: unsteadiness as a share of the speed, look, area, colour, flicker.
-STEADY_SCALE, MASS_SCALE, AREA_SCALE, COLOUR_SCALE, FLICKER_SCALE = 0.2, 0.25, 0.5, 0.25, 0.2
+STEADY_SCALE, MASS_SCALE, AREA_SCALE, COLOUR_SCALE, FLICKER_SCALE = 0.2, 0.25, 0.5, 0.15, 0.15
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +127,12 @@ def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdic
         return "cannot_tell", ["no long law, but masks and flow don't agree well enough to blame the video"]
     if unsteady and moving < LEAST_VELOCITIES and not len(evidence.window):
         return "cannot_tell", [f"it moves in {moving} frames only"]
-    wrong = unsteady + _changed(evidence) + ([] if evidence.fit is None else broken(evidence.motion, evidence.fit))
+    wrong = (
+        unsteady
+        + _jerk(evidence)
+        + _changed(evidence)
+        + ([] if evidence.fit is None else broken(evidence.motion, evidence.fit))
+    )
     if wrong:
         return ("unlawful" if blame else "cannot_tell"), wrong
     return "lawful", [f"constant acceleration in {_frames(evidence, evidence.window)}"]
@@ -145,15 +153,35 @@ def _unsteady(evidence: Evidence, moving: int) -> list[str]:
     return [f"one law holds in {stretch} only, {count} of {moving} moving intervals"]
 
 
+def _jerk(evidence: Evidence) -> list[str]:
+    """For falls: what rests and then moves at once at speed was not let go."""
+    start, fit = evidence.window.start, evidence.fit
+    if evidence.motion != "fall" or fit is None or start < 2:
+        return []
+    rests = resting(evidence.velocity, evidence.fps, evidence.height)[start - 2 : start]
+    speed = float(np.linalg.norm(fit.start))
+    let_go = (
+        JERK_FRAMES / evidence.fps * float(np.linalg.norm(fit.acceleration)) + SIGNIFICANT * fit.error * fit.seconds
+    )
+    if not rests.all() or speed <= let_go:
+        return []
+    return [f"it rests until frame {evidence.first_frame + start} and then moves at {speed:.2f} H/s at once"]
+
+
 def _frames(evidence: Evidence, run: Window | Smooth) -> str:
     return f"frames {evidence.first_frame + run.start} to {evidence.first_frame + run.stop}"
 
 
 def drifting(velocity: Float[np.ndarray, "N 2"], window: Window, fps: float, height: int) -> Smooth | None:
-    """The run around a lawful window in which the acceleration changes steadily, if it clearly does."""
+    """The run around a lawful window in which the acceleration changes steadily, if it clearly does.
+
+    Where the object turns back nothing is held against it: on a ramp friction then changes its sign.
+    """
     if len(window) < SMOOTH_VELOCITIES:
         return None
     run = smooth_run(velocity, window, fps, height)
+    if float(velocity[run.start] @ velocity[run.stop - 1]) < 0:
+        return None
     sizes = [float(np.linalg.norm(a)) for a in (run.first, run.last)]
     change = float(np.linalg.norm(run.last - run.first)) / max(*sizes, 1e-9)
     return run if run.gain > SMOOTH_GAIN and change > SMOOTH_CHANGE else None
@@ -240,7 +268,10 @@ def _jump_at(evidence: Evidence) -> int | None:
         after = n + 1 < len(step) and seen[n + 1]
         beside = step[[n - 1, n + 1]] if after else step[[n - 1]]
         away = float(np.linalg.norm(step[n] - beside.mean(axis=0)))
-        least = JUMP_PX if after else max(JUMP_PX, diameter)
+        confirmed = float(np.linalg.norm(other[n] - evidence.velocity[n])) < CONFIRMED * float(
+            np.linalg.norm(evidence.velocity[n])
+        )
+        least = JUMP_PX if after or confirmed else max(JUMP_PX, diameter)
         if away > JUMP_FACTOR * float(np.linalg.norm(beside, axis=1).max()) + least:
             return n
     return None
@@ -254,7 +285,7 @@ def _moving(evidence: Evidence) -> int:
 
 def _lost_at(evidence: Evidence) -> int | None:
     """First frame without the object, if it vanished inside the picture while it moved; else None."""
-    seen = np.flatnonzero(np.isfinite(evidence.position).all(axis=1))
+    seen = whole(evidence.area)
     last = int(seen[-1]) if len(seen) else 0
     if not len(seen) or last >= len(evidence.position) - 2 or evidence.last_place_changed:
         return None

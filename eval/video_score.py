@@ -56,7 +56,8 @@ class VideoScore(Config):
             px/frame^2 of the measured pixels; acceleration_error: its standard error, H/s^2.
         start_velocity, start_speed: of the fit at the window's first frame, H/s.
         kinematic_residual: root mean square change of acceleration from frame to frame, H/s^2, lower is better;
-            residual_floor: what perfect clips get; relative_residual: over acceleration_magnitude. fit_rms: distance of velocities from the fitted line, H/s.
+            residual_floor: what perfect clips get; relative_residual: over acceleration_magnitude.
+        fit_rms: distance of velocities from the fitted line, H/s.
         mass: 1 - cos of the object's look against the window's start, lower is better.
         area_change: log of the object's area at the window's end over that at its start; 0 is right.
         colour_change: distance of the object's mean colour at the window's end from that at its start, RGB in [0, 1].
