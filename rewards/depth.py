@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from newtonrewards.core.clip import check_frames
-from newtonrewards.core.errors import MissingExtra
+from newtonrewards.core.errors import CheckpointError, MissingExtra
 from newtonrewards.core.recipe import Config
 
 
@@ -95,17 +95,22 @@ def load_depth(config: DepthConfig) -> TransformersDepth:
 
     Raises:
         MissingExtra: not there, and no network to fetch it; no depth model; or nobody says how its frames are prepared.
+        CheckpointError: a model without a depth head.
     """
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
     fix = "Give a local folder of a depth model with config.json, preprocessor_config.json and model.safetensors, or a "
     fix += "name that the hub knows."
     try:
-        network = AutoModelForDepthEstimation.from_pretrained(config.name, use_safetensors=True)
+        network, found = AutoModelForDepthEstimation.from_pretrained(
+            config.name, use_safetensors=True, output_loading_info=True
+        )
         prepares = AutoImageProcessor.from_pretrained(config.name)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise MissingExtra(f"can't load this depth network ({first})", where=config.name, fix=fix) from None
+    if any(key.startswith("head.") for key in found["missing_keys"]):  # it would be filled with random numbers
+        raise CheckpointError("holds no weights of a depth head", where=config.name, fix=fix)
     size = getattr(prepares, "size", None)
     side = config.side or (size["height"] if size else None)
     if side is None:
