@@ -26,7 +26,7 @@ from newtonrewards.rewards.appearance import FlowFeatures
 from newtonrewards.rewards.flow import RaftFlow, load_flow
 from newtonrewards.rewards.observation import Networks
 from newtonrewards.rewards.reward import Reward, RewardConfig, TermConfig
-from newtonrewards.rewards.terms import TERMS
+from newtonrewards.rewards.terms import STANDARD
 from newtonrewards.simulation.corrupt import LOOKS, MOTIONS, corrupt
 from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import Scene, sample_scene
@@ -60,7 +60,7 @@ Judged = dict[str, float]
 @functools.cache
 def instruments() -> tuple[Reward, RaftFlow]:
     """Loaded once in each process; `score` sees through the reward's own flow network."""
-    config = RewardConfig(terms={name: TermConfig() for name in TERMS})
+    config = RewardConfig(terms={name: TermConfig() for name in STANDARD})
     flow = load_flow(config.flow)
     return Reward(config, Networks(flow, FlowFeatures(flow))), flow
 
@@ -126,10 +126,10 @@ def tables(results: list[dict[tuple[str, float], Judged]]) -> str:
         caught = [f"{auc(true, values[term, name, s]):.2f}" for s in STRENGTHS]
         seen = [f"{auc(values['score', 'none', 0.0], values['score', name, s]):.2f}" for s in STRENGTHS]
         lines.append(f"| {name} | `{term}` | {np.nanmedian(true):.3g} | " + " | ".join(medians + caught + seen) + " |")
-    lines += ["", "AUC of every term at strength 1:", "", f"| corruption | {' | '.join(TERMS)} | score |"]
-    lines.append("|---|" + "---|" * (len(TERMS) + 1))
+    lines += ["", "AUC of every term at strength 1:", "", f"| corruption | {' | '.join(STANDARD)} | score |"]
+    lines.append("|---|" + "---|" * (len(STANDARD) + 1))
     for name in CAUGHT_BY:
-        cells = [f"{auc(values[t, 'none', 0.0], values[t, name, 1.0]):.2f}" for t in (*TERMS, "score")]
+        cells = [f"{auc(values[t, 'none', 0.0], values[t, name, 1.0]):.2f}" for t in (*STANDARD, "score")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines + kinds_table(results))
 

@@ -43,7 +43,7 @@ from newtonrewards.eval.summary import pairs_of, summarise
 from newtonrewards.eval.table import table
 from newtonrewards.eval.tracks import Track, fit_constant_acceleration, true_track, velocity
 from newtonrewards.rewards.reward import Reward, RewardConfig, TermConfig
-from newtonrewards.rewards.terms import TERMS
+from newtonrewards.rewards.terms import STANDARD, TERMS
 from newtonrewards.simulation.store import ClipFolder
 
 HEADLINE = ("rmse_v", "rmse_a", "l2", "iou", "area_ratio", "presence")
@@ -99,7 +99,7 @@ def evaluate(
         arms: folders of generated clips.
         out: folder of the results.
         baselines: arms with which those that stand after them are compared; empty: all arms.
-        rewards: also the penalties of `rewards.TERMS`, through the frozen networks.
+        rewards: also the penalties of `rewards.terms.STANDARD`, through the frozen networks.
         seed: of the bootstrap.
         workers: processes that measure; the numbers don't depend on it.
     Raises:
@@ -269,7 +269,7 @@ def _arm_info(arm: Arm, out: Path, scores: Sequence[Score]) -> ArmInfo:
 
 def _add_rewards(folder: ClipFolder, arms: Sequence[Arm], outcome: Outcome) -> dict[str, MetricInfo]:
     """Put every term's raw penalty into the scores; returns their definitions."""
-    reward = Reward(RewardConfig(terms={name: TermConfig() for name in TERMS}))
+    reward = Reward(RewardConfig(terms={name: TermConfig() for name in STANDARD}))
     place = {name: index for index, name in enumerate(folder.names)}
     folders = {arm.name: arm for arm in arms}
     sizes: dict[tuple[int, int, int], list[int]] = {}
@@ -289,7 +289,7 @@ def _add_rewards(folder: ClipFolder, arms: Sequence[Arm], outcome: Outcome) -> d
             source=term.source,
             says="Penalty of the reward, through the frozen networks.",
         )
-        for name, term in TERMS.items()
+        for name, term in ((name, TERMS[name]) for name in STANDARD)
     }
 
 

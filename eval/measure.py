@@ -24,6 +24,7 @@ from newtonrewards.eval.laws import LawFit
 from newtonrewards.eval.look import Seen, look
 from newtonrewards.eval.refine import refine
 from newtonrewards.eval.results import finite
+from newtonrewards.eval.sam2_masks import sam2_masks
 from newtonrewards.eval.segment import channels_last
 from newtonrewards.eval.stabilise import stabilise
 from newtonrewards.eval.tracks import centroid, whole
@@ -58,6 +59,7 @@ class Options:
         masks: folder with NAME.npz (`masks`, (T, H, W), 0 to 1 or 0 to 255) for videos NAME.*, or None.
         tracks: CSV file with the object's centres (see `given.track_of`), or None.
         motion: what the videos show.
+        segmenter: folder or hub name of a SAM 2 that masks the object as well, or None.
     """
 
     fps: float | None = None
@@ -66,6 +68,7 @@ class Options:
     masks: Path | None = None
     tracks: Path | None = None
     motion: Motion = "auto"
+    segmenter: str | None = None
 
 
 def measure_video(path: Path, options: Options, flow: Flow | None) -> Measured:
@@ -111,7 +114,7 @@ def _stretch(path: Path, options: Options, flow: Flow | None, size: Size, start:
         given = masks_of(options.masks / f"{path.stem}.npz", clip, start)
     elif options.tracks is not None:
         given = track_of(options.tracks, path, clip, (size.height, size.width), start)
-    return measure_clip(clip, given, flow, options.motion, start)
+    return measure_clip(clip, given, flow, options.motion, start, options.segmenter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +133,12 @@ class Measured:
 
 
 def measure_clip(
-    clip: Clip, masks: Float[np.ndarray, "T H W"] | None, flow: Flow | None, motion: Motion = "auto", start: int = 0
+    clip: Clip,
+    masks: Float[np.ndarray, "T H W"] | None,
+    flow: Flow | None,
+    motion: Motion = "auto",
+    start: int = 0,
+    segmenter: str | None = None,
 ) -> Measured:
     """Measure a clip in memory; `masks` if they are known, `start` the number of its first frame in the video. See
     `measure_video`."""
@@ -149,6 +157,8 @@ def measure_clip(
             for name, soft in rough
             if (better := refine(frames, soft, float(clip.fps))) is not None
         }
+        if segmenter is not None and not found.reason:
+            views["sam2"] = sam2_masks(segmenter, clip, found.soft)
     pairs = [list(_instruments(clip, name, soft, seen)) for name, soft in views.items()]
     pair = max(pairs, key=_worth, default=[])
     # Flow reads a little low: it wins only where the centres follow a law for clearly less long.

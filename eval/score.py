@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from newtonrewards.core.errors import InputError, NewtonError, run_command
+from newtonrewards.core.errors import InputError, MissingExtra, NewtonError, run_command
 from newtonrewards.core.run import output_folder, write_json
 from newtonrewards.core.video import write_video
 from newtonrewards.core.workers import each
@@ -29,6 +29,7 @@ from newtonrewards.eval import compare
 from newtonrewards.eval.compare import Difference
 from newtonrewards.eval.measure import Options, measure_video
 from newtonrewards.eval.overlay import overlay
+from newtonrewards.eval.sam2_masks import segmenter
 from newtonrewards.eval.score_report import OVERLAYS, overlay_path, write_score_report
 from newtonrewards.eval.score_store import Record, ScoreStore, Shard, digest, unchanged
 from newtonrewards.eval.video_score import Motion, VideoFailure, VideoScore
@@ -204,10 +205,36 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--flow", default="embedded", choices=("embedded", "raft_small", "raft_large", "none"),
                    help="second instrument (default embedded; none: silhouettes alone, faster)")  # fmt: skip
     p.add_argument("--flow-weights", type=Path, help="weights file, for raft_small and raft_large")
+    p.add_argument("--segmenter", choices=("none", "sam2"), default="none",
+                   help="sam2: SAM 2, shown the object that was found, masks it as well; the masks under which it "
+                        "follows a law for longest count (default none)")  # fmt: skip
+    p.add_argument("--segmenter-weights", metavar="DIR",
+                   help="for sam2: folder of a SAM 2 video model of transformers, or its name on the hub")  # fmt: skip
     p.add_argument("--shard", type=_shard, default=None, metavar="I/N",
                    help="only each N-th video from the I-th on; the last one to end joins all parts")  # fmt: skip
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     return p
+
+
+def _segmenter(a: argparse.Namespace) -> str | None:
+    """The segmenter's weights, loaded once to be sure of them before the first video.
+
+    Raises:
+        InputError, MissingExtra, CheckpointError: options that don't go together, or weights that can't be used.
+    """
+    if a.segmenter == "none":
+        if a.segmenter_weights is not None:
+            raise InputError("weights of no segmenter", where="--segmenter-weights", fix="Add --segmenter sam2.")
+        return None
+    if a.masks is not None or a.tracks is not None:
+        raise InputError(
+            "the object is known already", where="--segmenter", fix="Leave it, or --masks or --tracks, out."
+        )
+    if a.segmenter_weights is None:
+        fix = "Give --segmenter-weights: a folder or hub name, such as facebook/sam2.1-hiera-tiny."
+        raise MissingExtra("SAM 2 has no weights here", where="--segmenter", fix=fix)
+    segmenter(a.segmenter_weights)
+    return str(a.segmenter_weights)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if shard.count > 1 and a.out is None:
         raise InputError("parts of the work need a place to meet", where="--shard", fix="Give --out.")
     flow = None if a.flow == "none" else FlowConfig(network=a.flow, weights=a.flow_weights)
-    options = Options(a.fps, a.capture_fps, a.num_frames, a.masks, a.tracks, a.motion)
+    options = Options(a.fps, a.capture_fps, a.num_frames, a.masks, a.tracks, a.motion, _segmenter(a))
     films = None if a.no_report or a.out is None else a.out
     if films is not None:
         output_folder(films / OVERLAYS)
