@@ -320,7 +320,7 @@ def test_shards_meet_and_a_second_start_only_does_what_is_missing(
     videos.mkdir()
     for number in range(3):
         write_video(videos / f"{number}.mp4", falling((0.1 * number, 0.0), (0.0, 1.4)), 20.0)
-    command = [str(videos), "--flow", "none", "--no-report", "--out"]
+    command = [str(videos), "--flow", "none", "--no-report", "--workers", "0", "--out"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert score.main([*command, str(whole)]) == 0
     assert score.main([*command, str(parts), "--shard", "1/2"]) == 0
