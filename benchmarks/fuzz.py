@@ -48,7 +48,19 @@ SUFFIX = {"matroska": "mkv"}
 # Height and width; the odd ones are for formats that can hold them.
 SIZES = [(32, 32), (36, 64), (64, 36), (33, 47), (2, 2), (48, 32), (17, 1), (16, 200)]
 DAMAGES = ["none", "none", "cut", "flip", "flip few", "head", "hole", "tail", "two"]
-ODDITIES = ["empty", "text", "folder", "loop", "dangling", "pipe", "bad name", "sound", "wrong suffix", "turned", "link"]
+ODDITIES = [
+    "empty",
+    "text",
+    "folder",
+    "loop",
+    "dangling",
+    "pipe",
+    "bad name",
+    "sound",
+    "wrong suffix",
+    "turned",
+    "link",
+]
 
 
 def picture(height: int, width: int, moment: int) -> np.ndarray:
@@ -65,7 +77,9 @@ def whole(rng: np.random.Generator, look: tuple[str, str, str], frames: int, siz
     container, codec, layout = look
     memory = io.BytesIO()
     with av.open(memory, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=Fraction(int(rng.choice([5, 12, 24, 30, 50, 240][: 5 if container == "gif" else 6]))))
+        stream = output.add_stream(
+            codec, rate=Fraction(int(rng.choice([5, 12, 24, 30, 50, 240][: 5 if container == "gif" else 6])))
+        )
         stream.height, stream.width, stream.pix_fmt = *size, layout
         stream.thread_count = 1
         uneven = rng.random() < 0.15
@@ -122,11 +136,10 @@ def odd(folder: Path, name: str, kind: str, content: bytes) -> str:
         "bad name": lambda: Path(os.fsdecode(os.fsencode(folder / name) + b"\xff\xfe.mp4")).write_bytes(content),
         "sound": lambda: path.write_bytes(sound()),
         "wrong suffix": lambda: (folder / f"{name}.avi").write_bytes(content),
-        "link": lambda: ((folder / name).write_bytes(content), path.symlink_to(name)),
         "turned": lambda: path.write_bytes(turned(content)),
     }
     makers[kind]()
-    return {"folder": "nothing", "wrong suffix": "scored", "link": "scored", "turned": "scored"}.get(kind, "error")
+    return {"folder": "nothing", "wrong suffix": "scored", "turned": "scored"}.get(kind, "error")
 
 
 def turned(content: bytes) -> bytes:

@@ -105,13 +105,15 @@ class PyAV:
             if not container.streams.video:
                 raise InputError("no video stream in this file", where=path)
             stream = container.streams.video[0]
-            stamps = sorted(float(p.pts * p.time_base) for p in container.demux(stream) if p.size and p.pts is not None)
+            packets = [(packet.size, packet.pts, packet.time_base) for packet in container.demux(stream)]
+            # An empty packet says that the picture before stays (avi); the very last one only ends the stream.
+            stamps = sorted(float(pts * base) for size, pts, base in packets if size and pts is not None)
             declared, rate = stream.frames, float(stream.average_rate or 0)
         with av.open(str(path)) as container:
             first = next(container.decode(video=0), None)
         if first is None or not stamps:
             raise InputError("not a single frame of this video can be decoded", where=path, fix="Encode it again.")
-        if declared > len(stamps):
+        if declared > max(len(stamps), len(packets) - 1):
             raise _damaged(path, len(stamps), "the file is cut short")
         self.times, self.fps = stamps, _rate(stamps, rate)
         self.height, self.width = _rgb(first).shape[:2]

@@ -249,6 +249,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: every video was scored; 1: some files couldn't be, the others are."""
+    tqdm.monitor_interval = 0  # no thread beside this one, so that workers can be forks
     a = parser().parse_args(argv)
     shard = a.shard or _own_shard()
     if shard.count > 1 and a.out is None:
