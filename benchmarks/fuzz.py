@@ -59,7 +59,6 @@ ODDITIES = [
     "sound",
     "wrong suffix",
     "turned",
-    "link",
 ]
 
 

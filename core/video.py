@@ -87,17 +87,23 @@ def read_clip(
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """A part of a video.
+    """A part of a video, held in 8 bits until it is its turn.
 
     Attributes:
-        clip: its frames. start: number of its first frame in the video, after resampling. height, width: of the file's
-            own pixels, before any scaling.
+        frames: (T, 3, H, W), 0 to 255. fps: of physical time. source: as in the clip.
+        start: number of its first frame in the video, after resampling. height, width: of the file's own pixels, before
+            any scaling.
     """
 
-    clip: Clip
+    frames: UInt8[Tensor, "T 3 H W"]
+    fps: float
+    source: Source
     start: int
     height: int
     width: int
+
+    def clip(self) -> Clip:
+        return Clip(frames=_to_float(self.frames), fps=self.fps, source=self.source)
 
 
 def read_stretches(
@@ -145,7 +151,7 @@ def read_stretches(
             plan = planned(start=start, num_frames=count)
             done = (f"decoded with {decoder.name}", *plan.record, *resize.record)
             source = Source(path=str(path), sha256=digest, playback_fps=decoder.fps, preprocessing=done)
-            yield Stretch(Clip(frames=_to_float(held[:count]), fps=plan.fps, source=source), start, height, width)
+            yield Stretch(held[:count], plan.fps, source, start, height, width)
             held = held[length - overlap :].clone()
 
 

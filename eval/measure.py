@@ -85,19 +85,20 @@ def measure_video(path: Path, options: Options, flow: Flow | None) -> Measured:
     )
     best: Measured | None = None
     for stretch in ahead(stretches):
-        measured = measure_clip(stretch.clip, _given(path, options, stretch), flow, options.motion, stretch.start)
+        clip = stretch.clip()
+        measured = measure_clip(clip, _given(path, options, stretch, clip), flow, options.motion, stretch.start)
         if best is None or measured.way > best.way:
             best = measured
     assert best is not None, "every video has a first stretch"
     return best
 
 
-def _given(path: Path, options: Options, stretch: Stretch) -> Float[np.ndarray, "T H W"] | None:
+def _given(path: Path, options: Options, stretch: Stretch, clip: Clip) -> Float[np.ndarray, "T H W"] | None:
     """Where the object is in a stretch, if the options tell."""
     if options.masks is not None:
-        return masks_of(options.masks / f"{path.stem}.npz", stretch.clip, stretch.start)
+        return masks_of(options.masks / f"{path.stem}.npz", clip, stretch.start)
     if options.tracks is not None:
-        return track_of(options.tracks, path, stretch.clip, (stretch.height, stretch.width), stretch.start)
+        return track_of(options.tracks, path, clip, (stretch.height, stretch.width), stretch.start)
     return None
 
 

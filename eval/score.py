@@ -18,6 +18,7 @@ from typing import get_args
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
@@ -162,7 +163,7 @@ def table(records: Sequence[Record]) -> Table:
                 _text(record.area_change, "{:+.2f}"),
                 f"{record.confidence:.0%}",
             ]
-        result.add_row(Path(record.file).name, *cells)
+        result.add_row(escape(Path(record.file).name), *cells)
     return result
 
 

@@ -223,11 +223,11 @@ def test_stretches_are_slices_of_the_whole_and_each_frame_is_decoded_once(
         video._Resize, "__call__", lambda self, pixels: (handed.append(len(pixels)), resize(self, pixels))[1]
     )
     parts = list(read_stretches(path, length=20, overlap=5, max_pixels=18 * 32, num_frames=48))
-    assert [(part.start, part.clip.num_frames) for part in parts] == [(0, 20), (15, 20), (30, 18)]
+    assert [(part.start, len(part.frames)) for part in parts] == [(0, 20), (15, 20), (30, 18)]
     assert all((part.height, part.width) == (36, 64) for part in parts)
     for part in parts:
-        assert torch.equal(part.clip.frames, whole[part.start : part.start + part.clip.num_frames])
-        told = any(step == f"left out the first {part.start} of 50 frames" for step in part.clip.source.preprocessing)
+        assert torch.equal(part.clip().frames, whole[part.start : part.start + len(part.frames)])
+        told = any(step == f"left out the first {part.start} of 50 frames" for step in part.source.preprocessing)
         assert told == (part.start > 0)
     assert sum(handed) == 48
     assert [part.start for part in read_stretches(path, length=50, overlap=5)] == [0]
