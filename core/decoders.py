@@ -101,26 +101,26 @@ class PyAV:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise InputError("no video stream in this file", where=path)
             stream = container.streams.video[0]
-            packets = [(packet.size, packet.pts, packet.time_base) for packet in container.demux(stream)]
-            # An empty packet says that the picture before stays (avi); the very last one only ends the stream.
-            stamps = sorted(float(pts * base) for size, pts, base in packets if size and pts is not None)
+            stamps = sorted(float(p.pts * p.time_base) for p in container.demux(stream) if p.size and p.pts is not None)
             declared, rate = stream.frames, float(stream.average_rate or 0)
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             first = next(container.decode(video=0), None)
         if first is None or not stamps:
             raise InputError("not a single frame of this video can be decoded", where=path, fix="Encode it again.")
-        if declared > max(len(stamps), len(packets) - 1):
+        # An avi counts pictures that only stay, too, so it is asked for time as well.
+        covered = round((stamps[-1] - stamps[0]) * rate) + 1
+        if declared > max(len(stamps), covered):
             raise _damaged(path, len(stamps), "the file is cut short")
         self.times, self.fps = stamps, _rate(stamps, rate)
         self.height, self.width = _rgb(first).shape[:2]
 
     def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         wanted, kept, size = set(indices), [], _chunk(self.height, self.width)
-        with av.open(str(self.path)) as container:
+        with av.open(str(self.path), metadata_errors="replace") as container:
             container.streams.video[0].thread_type = "AUTO"
             number = -1
             try:

@@ -185,6 +185,8 @@ def write_video(
 
 def to_8bit(frames: Float[Tensor, "*B 3 H W"]) -> UInt8[np.ndarray, "*B H W 3"]:
     """[0, 1] to 0..255 by rounding, channels last: the values that a written file holds."""
+    if frames.ndim > 3 and len(frames):  # one by one: floats of a whole film several times over are gigabytes
+        return np.stack([to_8bit(one) for one in frames])
     scaled = np.rint(np.moveaxis(frames.detach().float().cpu().numpy(), -3, -1) * np.float32(255))
     return np.ascontiguousarray(scaled.clip(0, 255).astype(np.uint8))
 
