@@ -233,7 +233,9 @@ class _Resize:
 
 def _to_float(frames: UInt8[Tensor, "T 3 H W"]) -> Float[Tensor, "T 3 H W"]:
     """0..255 to [0, 1], in numpy: torch's thread pool costs milliseconds per call on a busy machine."""
-    return torch.from_numpy(np.ascontiguousarray(frames.numpy()).astype(np.float32) / np.float32(255))
+    planes = np.ascontiguousarray(frames.numpy()).astype(np.float32)
+    planes /= np.float32(255)
+    return torch.from_numpy(planes)
 
 
 def _encode(pixels: UInt8[np.ndarray, "T H W 3"], fps: float, *, container: str, lossless: bool) -> bytes:

@@ -85,12 +85,17 @@ def measure_video(path: Path, options: Options, flow: Flow | None) -> Measured:
     )
     best: Measured | None = None
     for stretch in ahead(stretches):
-        clip = stretch.clip()
-        measured = measure_clip(clip, _given(path, options, stretch, clip), flow, options.motion, stretch.start)
+        measured = _measured(path, options, flow, stretch)
         if best is None or measured.way > best.way:
             best = measured
     assert best is not None, "every video has a first stretch"
     return best
+
+
+def _measured(path: Path, options: Options, flow: Flow | None, stretch: Stretch) -> Measured:
+    """A function of its own, so that the stretch's floats are gone before the next one's are made."""
+    clip = stretch.clip()
+    return measure_clip(clip, _given(path, options, stretch, clip), flow, options.motion, stretch.start)
 
 
 def _given(path: Path, options: Options, stretch: Stretch, clip: Clip) -> Float[np.ndarray, "T H W"] | None:
