@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 
 from newtonrewards.core.clip import Clip
-from newtonrewards.core.video import Size, read_clip, video_size
+from newtonrewards.core.video import Stretch, read_stretches, to_8bit
+from newtonrewards.core.workers import ahead
 from newtonrewards.eval.constancy import constancy
 from newtonrewards.eval.find import Found, find_object, lawful_velocities
 from newtonrewards.eval.given import masks_of, track_of
@@ -36,13 +37,11 @@ from newtonrewards.rewards.window import Window
 
 # A video is made smaller until a frame holds no more pixels than this (320 x 200): silhouettes need no more.
 PIXELS = 64_000
-MAX_BYTES = 2**30
 FLOW_HANDICAP = 2
 # Longer videos are looked at in stretches of so many frames, which overlap by so many: memory doesn't grow with length.
 STRETCH, OVERLAP = 300, 60
 # Below this (H/s^2) a residual isn't given as a share of the acceleration.
 LEAST_ACCELERATION = 0.02
-
 # Residual of perfect clips, px per frame interval cubed, the median of docs/footage.md: what is below it is noise.
 FLOOR_PX = 0.35
 
@@ -81,40 +80,38 @@ def measure_video(path: Path, options: Options, flow: Flow | None) -> Measured:
     Raises:
         InputError: no readable video of at least two frames, or masks that don't fit.
     """
-    size = video_size(path, fps=options.fps, capture_fps=options.capture_fps)
-    total = size.num_frames if options.num_frames is None else min(size.num_frames, options.num_frames)
+    stretches = read_stretches(
+        path,
+        length=STRETCH,
+        overlap=OVERLAP,
+        num_frames=options.num_frames,
+        fps=options.fps,
+        max_pixels=PIXELS,
+        capture_fps=options.capture_fps,
+    )
     best: Measured | None = None
-    for start in _stretches(total):
-        measured = _stretch(path, options, flow, size, start, min(STRETCH, total - start))
+    for stretch in ahead(stretches):
+        measured = _measured(path, options, flow, stretch)
         if best is None or measured.way > best.way:
             best = measured
     assert best is not None, "every video has a first stretch"
     return best
 
 
-def _stretches(total: int) -> list[int]:
-    """First frames of the stretches; each overlaps the one before, so that no short event is cut in two."""
-    return [0, *range(STRETCH - OVERLAP, total - OVERLAP, STRETCH - OVERLAP)]
+def _measured(path: Path, options: Options, flow: Flow | None, stretch: Stretch) -> Measured:
+    """A function of its own, so that the stretch's floats are gone before the next one's are made."""
+    clip = stretch.clip()
+    given = _given(path, options, stretch, clip)
+    return measure_clip(clip, given, flow, options.motion, stretch.start, options.segmenter)
 
 
-def _stretch(path: Path, options: Options, flow: Flow | None, size: Size, start: int, count: int) -> Measured:
-    """Read a stretch, small enough, and measure it."""
-    factor = min(1.0, (PIXELS / (size.height * size.width)) ** 0.5)
-    clip = read_clip(
-        path,
-        start=start,
-        num_frames=count,
-        fps=options.fps,
-        capture_fps=options.capture_fps,
-        size=None if factor == 1.0 else (round(size.height * factor), round(size.width * factor)),
-        max_bytes=MAX_BYTES,
-    )
-    given = None
+def _given(path: Path, options: Options, stretch: Stretch, clip: Clip) -> Float[np.ndarray, "T H W"] | None:
+    """Where the object is in a stretch, if the options tell."""
     if options.masks is not None:
-        given = masks_of(options.masks / f"{path.stem}.npz", clip, start)
-    elif options.tracks is not None:
-        given = track_of(options.tracks, path, clip, (size.height, size.width), start)
-    return measure_clip(clip, given, flow, options.motion, start, options.segmenter)
+        return masks_of(options.masks / f"{path.stem}.npz", clip, stretch.start)
+    if options.tracks is not None:
+        return track_of(options.tracks, path, clip, (stretch.height, stretch.width), stretch.start)
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,13 +119,14 @@ class Measured:
     """A record, and what it was made from.
 
     Attributes:
-        clip: the frames that were looked at. soft: (T, H, W) the object's soft masks in them, in [0, 1].
+        frames: (T, H, W, 3) those that were looked at, in 8 bits. mask: (T, H, W) the object in them. Both only to
+            be drawn: the best of many stretches is kept in little memory.
         way: how far the object goes under one law, H, times for how many frames: how much there is to judge.
     """
 
     score: VideoScore
-    clip: Clip
-    soft: Float[np.ndarray, "T H W"]
+    frames: UInt8[np.ndarray, "T H W 3"]
+    mask: Bool[np.ndarray, "T H W"]
     way: float
 
 
@@ -182,7 +180,7 @@ def measure_clip(
     )
     inside = evidence.velocity[evidence.window.start : evidence.window.stop]
     way = float(np.linalg.norm(inside, axis=1).sum()) / evidence.fps * len(inside)
-    return Measured(score, clip, found.soft if best is None else best.soft, way)
+    return Measured(score, to_8bit(clip.frames), (found.soft if best is None else best.soft) > 0.5, way)
 
 
 def _found(clip: Clip) -> tuple[Clip, Float[np.ndarray, "T H W 3"], Found]:
