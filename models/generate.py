@@ -256,7 +256,7 @@ def _kind(path: Path) -> str:
         found = json.loads((path / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return "embedded"
-    return next((name for name, pipeline in PIPELINES.items() if pipeline == found), "embedded")
+    return next((name for name, pipelines in PIPELINES.items() if found in pipelines), "embedded")
 
 
 def _config(arguments: argparse.Namespace) -> ModelConfig:
