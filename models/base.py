@@ -22,6 +22,8 @@ from newtonrewards.core.run import stream
 
 Latents: TypeAlias = Float[Tensor, "B C t h w"]
 PerSample: TypeAlias = Float[Tensor, "B"]
+# A batch of encoded captions (`text` and the transformer's other arguments) or first frames (`channels`, maybe `image`).
+Encoded: TypeAlias = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ class Condition:
     Attributes:
         first_frame: (B, 3, H, W) in [0, 1].
         text: (B, L, D) encoded captions, zero past each caption's end.
-        empty_text: (1, L, D) or (B, L, D) the same for the empty (or negative) caption, for classifier-free guidance.
-        channels: (B, c, t, h, w) the first frame as the transformer sees it beside the latents; c is 0 where it
-            sees none.
+        empty_text: (1, L, D) or (B, L, D), of its own length, the same for the empty (or negative) caption, for
+            classifier-free guidance.
+        channels: (B, c, t, h, w) the first frame as the transformer sees it beside the latents; c is 0 where it sees
+            none.
         image: (B, n, d) tokens of an image encoder, or None where the model has none.
         text_extra: what else the transformer takes of the captions, by the name of its argument: masks, the tokens of
             a second encoder.
@@ -66,7 +69,7 @@ class Condition:
 
     first_frame: Float[Tensor, "B 3 H W"]
     text: Float[Tensor, "B L D"]
-    empty_text: Float[Tensor, "_ L D"]
+    empty_text: Float[Tensor, "_ M D"]
     channels: Float[Tensor, "B c t h w"]
     image: Float[Tensor, "B n d"] | None = None
     text_extra: Mapping[str, Tensor] = field(default_factory=dict)
@@ -74,8 +77,12 @@ class Condition:
 
     def without_text(self) -> Condition:
         """The same with the empty caption in place of each caption."""
-        extra = {name: value.expand_as(self.text_extra[name]) for name, value in self.empty_text_extra.items()}
-        return replace(self, text=self.empty_text.expand_as(self.text), text_extra=extra)
+
+        def for_each(value: Tensor) -> Tensor:
+            return value.expand(len(self.text), *value.shape[1:])
+
+        extra = {name: for_each(value) for name, value in self.empty_text_extra.items()}
+        return replace(self, text=for_each(self.empty_text), text_extra=extra)
 
     def at(self, chosen: Bool[Tensor, "B"]) -> Condition:
         """The part of the batch that is chosen."""

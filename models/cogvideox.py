@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from newtonrewards.models.base import Condition, Latents, PerSample
-from newtonrewards.models.pipelines import ClipSize, Encoded, Grid, PipelineModel
+from newtonrewards.models.base import Condition, Encoded, Latents, PerSample
+from newtonrewards.models.pipelines import ClipSize, Grid, PipelineModel
 from newtonrewards.models.schedules import VPredictionSigmas, alpha_and_noise
 
 OFFSET = 2.0  # what 1.5's pipeline gives as `ofs`

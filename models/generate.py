@@ -11,7 +11,6 @@ the same clips start from the same noise and can be compared one by one. The sam
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from newtonrewards.core.recipe import validate
 from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_jsonl
 from newtonrewards.core.video import read_clip, sha256, write_video
 from newtonrewards.models.base import VideoModel, VideoSpec, draw_noise
+from newtonrewards.models.files import fingerprint
 from newtonrewards.models.load import PIPELINES, ModelConfig, load_video_model
 from newtonrewards.models.sampling import sample
 
@@ -139,16 +139,6 @@ def generate(
     kept = sorted(done.values(), key=lambda row: (order.get(row["name"], len(jobs)), row["name"]))
     write_jsonl(out / INDEX, kept)
     return failures
-
-
-def fingerprint(*folders: Path) -> str:
-    """Hash of all weights in the folders (or files): clips of one name made by others are not the same clips."""
-    total = hashlib.sha256()
-    for folder in folders:
-        files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder]
-        for file in files:
-            total.update(f"{file.relative_to(folder)} {sha256(file)}\n".encode())
-    return total.hexdigest()[:16]
 
 
 def _rows(batch: Sequence[Job], common: dict[str, Any], failures: list[str]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from newtonrewards.core.errors import CheckpointError
 from newtonrewards.core.recipe import Config
@@ -15,6 +15,8 @@ from newtonrewards.models import lora
 from newtonrewards.models.base import VideoModel
 from newtonrewards.models.cogvideox import CogVideoXModel
 from newtonrewards.models.embedded import CLASS_NAME, EmbeddedModel
+from newtonrewards.models.hunyuan import HunyuanModel
+from newtonrewards.models.ltx import LTXModel
 from newtonrewards.models.pipelines import PipelineModel
 from newtonrewards.models.wan import WanModel
 
@@ -24,6 +26,8 @@ FAMILIES: dict[str, type[PipelineModel]] = {
     for family in (
         WanModel,
         CogVideoXModel,
+        LTXModel,
+        HunyuanModel,
     )
 }
 # What `_class_name` in a folder's model_index.json may say, for each name of a config.
@@ -34,7 +38,7 @@ class ModelConfig(Config):
     """Which model, and what of it trains. The embedded model has its own size, so what says "pipeline" is not for it.
 
     Attributes:
-        name: `embedded`, or the family of a diffusers pipeline: `wan`, `cogvideox`; docs/models.md lists them.
+        name: `embedded`, or the family of a diffusers pipeline: `wan`, `cogvideox`, `ltx`, `hunyuan` (docs/models.md).
         path: its folder.
         lora: adapter to start from (folder or file), or null.
         lora_rank: rank of new LoRA layers; null trains all weights, unless `lora` names an adapter to train on.
@@ -48,6 +52,8 @@ class ModelConfig(Config):
         negative_caption: what guidance leads away from, for a pipeline.
         dtype: of the weights in memory, for a pipeline.
         gradient_checkpointing: recompute the transformer block by block in the backward pass, for a pipeline.
+        embeddings: folder where encoded captions and first frames are kept; training computes them once for all clips
+            and then frees the pipeline's text and image encoders.
         experts: which of two transformers trains (Wan 2.2 A14B): `both`, `high_noise`, `low_noise`; null is both.
     """
 
@@ -67,6 +73,7 @@ class ModelConfig(Config):
     negative_caption: str = ""
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
+    embeddings: Path | None = None
     experts: Literal["both", "high_noise", "low_noise"] | None = None
 
     @field_validator("name")
@@ -75,6 +82,12 @@ class ModelConfig(Config):
         if name not in PIPELINES:
             raise ValueError(f"no such model; there are {', '.join(PIPELINES)}")
         return name
+
+    @model_validator(mode="after")
+    def _for_pipelines(self) -> ModelConfig:
+        if self.name == "embedded" and (self.embeddings is not None or self.experts is not None):
+            raise ValueError("embeddings and experts are for pipelines; the embedded model has neither")
+        return self
 
 
 def load_video_model(config: ModelConfig) -> VideoModel:
@@ -100,6 +113,8 @@ def load_video_model(config: ModelConfig) -> VideoModel:
         )
         if config.experts is not None:
             pipeline.choose_experts(config.experts)
+        if config.embeddings is not None:
+            pipeline.keep_embeddings(config.embeddings)
         model = pipeline
     if config.lora is not None:
         lora.load(model, config.lora)

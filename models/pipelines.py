@@ -7,6 +7,8 @@ are encoded, how latents are decoded, and what the transformer predicts. docs/mo
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -21,10 +23,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from newtonrewards.core.errors import CheckpointError, InputError
-from newtonrewards.core.run import whole_folder
+from newtonrewards.core.run import whole_folder, write_json
 from newtonrewards.core.video import to_8bit
 from newtonrewards.models.base import (
     Condition,
+    Encoded,
     Latents,
     PerSample,
     VideoSpec,
@@ -32,9 +35,9 @@ from newtonrewards.models.base import (
     check_condition_inputs,
     logit_normal,
 )
+from newtonrewards.models.embeddings import Embeddings
+from newtonrewards.models.files import fingerprint
 
-# Encoded captions (`text` and the transformer's other arguments) or first frames (`channels` and maybe `image`).
-Encoded = dict[str, Tensor]
 Experts = Literal["both", "high_noise", "low_noise"]
 M = TypeVar("M", bound="PipelineModel")
 
@@ -67,6 +70,7 @@ class PipelineModel(ABC):
         size: what clips are made where the config doesn't say.
         pipeline: the whole pipeline, for everything that training doesn't touch.
         folder: where it was read from, or None.
+        embeddings: where encoded captions and first frames are kept, or None.
         negative_caption: what guidance leads away from.
     """
 
@@ -89,8 +93,10 @@ class PipelineModel(ABC):
         self.transformer: nn.Module = pipeline.transformer
         self.negative_caption = negative_caption
         self.folder: Path | None = None
+        self.embeddings: Embeddings | None = None
         self._negative: Encoded | None = None
-        given = {"num_frames": num_frames, "height": height, "width": width, "fps": fps}
+        self._freed: list[str] = []
+        given: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width, "fps": fps}
         self.spec = self._spec(replace(self.size, **{key: value for key, value in given.items() if value is not None}))
         self.scheduler = self.schedule()
 
@@ -147,17 +153,20 @@ class PipelineModel(ABC):
         check_condition_inputs(self.spec, captions, first_frame)
         if self._negative is None:
             self._negative = self.encode_captions([self.negative_caption])
-        text, empty = (self._placed(x, first_frame.device) for x in (self.encode_captions(captions), self._negative))
-        first = {"channels": self._no_channels(first_frame)}
-        if self.spec.from_image:
-            first = self.encode_first_frame(first_frame)
+        encode = self.encode_first_frame if self.spec.from_image else self.no_first_frame
+        if self.embeddings is None:
+            encoded, first = self.encode_captions(captions), encode(first_frame)
+        else:
+            encoded = self.embeddings.captions(captions, self.encode_captions)
+            first = self.embeddings.first_frames(first_frame, encode)
+        text, empty = (self._placed(x, first_frame.device) for x in (encoded, self._negative))
         image = first.get("image")
         return Condition(
             first_frame,
             text.pop("text"),
             empty.pop("text"),
-            first["channels"],
-            None if image is None else image.to(self.dtype),
+            first["channels"].to(first_frame.device),
+            None if image is None else image.to(first_frame.device, self.dtype),
             text,
             empty,
         )
@@ -181,10 +190,60 @@ class PipelineModel(ABC):
     def decode(self, latents: Latents, condition: Condition) -> Float[Tensor, "B T 3 H W"]:
         return (self.decode_pixels(latents, condition).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
 
+    def keep_embeddings(self, root: Path) -> None:
+        """From now on look up what was encoded before, and store what wasn't.
+
+        Args:
+            root: folder for all models' embeddings.
+        Raises:
+            InputError: the folder can't be written to.
+        """
+        parts = [self.folder / name for name in (*self._encoders(), "vae")] if self.folder is not None else []
+        settings = f"{self.folder and fingerprint(*parts)} {self.spec} {self.dtype}"
+        self.embeddings = Embeddings(root, f"{self.name}_{hashlib.sha256(settings.encode()).hexdigest()[:16]}")
+
+    def free_encoders(self) -> None:
+        """Drop text and image encoders from memory; only what is stored can be a condition afterwards.
+
+        Raises:
+            InputError: nothing is stored, since `keep_embeddings` was not called.
+        """
+        if self.embeddings is None:
+            raise InputError("nothing to look up without the encoders", fix="Call keep_embeddings first.")
+        if self._negative is None:
+            self._negative = self.encode_captions([self.negative_caption])
+        self._freed = self._encoders()
+        self.embeddings.complete = True
+        self.pipeline.register_modules(**dict.fromkeys(self._freed))
+
+    def _encoders(self) -> list[str]:
+        return [
+            name
+            for name, part in self.pipeline.components.items()
+            if name.startswith(("text_encoder", "image_encoder")) and part is not None
+        ]
+
+    def _put_back(self, folder: Path) -> None:
+        """The encoders that memory no longer holds, as they lay in the folder that was read.
+
+        Raises:
+            CheckpointError: there is no such folder.
+        """
+        if not self._freed:
+            return
+        if self.folder is None:
+            raise CheckpointError("the encoders were freed and no folder has them", where=folder)
+        index, original = (json.loads((x / "model_index.json").read_text()) for x in (folder, self.folder))
+        for name in self._freed:
+            shutil.copytree(self.folder / name, folder / name)
+            index[name] = original[name]
+        write_json(folder / "model_index.json", index)
+
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the pipeline folder with the transformers in `dtype`, the other parts as they were loaded."""
         with whole_folder(path) as folder:
             self.pipeline.save_pretrained(folder)
+            self._put_back(folder)
             for name, transformer in self.trainable.items():
                 if next(transformer.parameters()).dtype != dtype:
                     shutil.rmtree(folder / name)
@@ -232,6 +291,10 @@ class PipelineModel(ABC):
     def predict(self, latents: Latents, sigma: PerSample, condition: Condition) -> Latents:
         """See `VideoModel`."""
 
+    def no_first_frame(self, like: Float[Tensor, "B 3 H W"]) -> Encoded:
+        """What stands in the first frame's place for text to video: no channels at all, unless the family says so."""
+        return {"channels": like.new_zeros(len(like), 0, *self.spec.latent_shape[1:])}
+
     def latent_shape(self, size: ClipSize) -> tuple[int, int, int, int]:
         """(C, t, h, w) of clips of a size."""
         grid = self.grid()
@@ -248,9 +311,6 @@ class PipelineModel(ABC):
 
     def _placed(self, encoded: Encoded, device: torch.device) -> Encoded:
         return {name: value.to(device, self.dtype) for name, value in encoded.items()}
-
-    def _no_channels(self, like: Tensor) -> Float[Tensor, "B 0 t h w"]:
-        return like.new_zeros(len(like), 0, *self.spec.latent_shape[1:])
 
     def _spec(self, size: ClipSize) -> VideoSpec:
         """Check the clip size against autoencoder and patches.

@@ -87,7 +87,7 @@ class VPredictionSigmas(FlowMatchEulerDiscreteScheduler):
     def step_of(self, sigma: PerSample) -> Int[Tensor, "B"]:
         """The training step whose level is nearest."""
         levels = self.levels.to(sigma.device)
-        above = torch.searchsorted(levels, sigma).clamp(1, len(levels) - 1)
+        above = torch.searchsorted(levels, sigma.contiguous()).clamp(1, len(levels) - 1)
         return torch.where(sigma - levels[above - 1] < levels[above] - sigma, above - 1, above)
 
     def uniform_step(self, normal: PerSample) -> PerSample:

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from newtonrewards.core.errors import CheckpointError
 from newtonrewards.models import wan_vae
-from newtonrewards.models.base import Condition, Latents, PerSample, logit_normal
+from newtonrewards.models.base import Condition, Encoded, Latents, PerSample, logit_normal
 from newtonrewards.models.pipelines import (
     ClipSize,
-    Encoded,
     Experts,
     Grid,
     PipelineModel,
@@ -78,7 +77,9 @@ class WanModel(PipelineModel):
 
     def grid(self) -> Grid:
         patch = self.pipeline.transformer.config.patch_size
-        return Grid(self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial, patch[1:])
+        return Grid(
+            self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial, (patch[1], patch[2])
+        )
 
     @property
     def latent_channels(self) -> int:
