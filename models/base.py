@@ -22,7 +22,7 @@ from newtonrewards.core.run import stream
 
 Latents: TypeAlias = Float[Tensor, "B C t h w"]
 PerSample: TypeAlias = Float[Tensor, "B"]
-# A batch of encoded captions (`text` and the transformer's other arguments) or first frames (`channels`, maybe `image`).
+# Encoded captions (`text` and the transformer's other arguments) or first frames (`channels`, maybe `image`).
 Encoded: TypeAlias = dict[str, Tensor]
 
 

@@ -1,8 +1,8 @@
 """Encoded captions and first frames on disk: computed once, read in every later step and run.
 
 One safetensors file for each caption and each first frame, under a folder named after the weights and settings that
-made them, so that another model's are never mistaken for these. Files are written whole or not at all; several processes
-may fill one folder.
+made them, so that another model's are never mistaken for these. Files are written whole or not at all; several
+processes may fill one folder.
 """
 
 from __future__ import annotations

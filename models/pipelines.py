@@ -151,14 +151,15 @@ class PipelineModel(ABC):
             ShapeError: first frames of another size.
         """
         check_condition_inputs(self.spec, captions, first_frame)
-        if self._negative is None:
-            self._negative = self.encode_captions([self.negative_caption])
-        encode = self.encode_first_frame if self.spec.from_image else self.no_first_frame
-        if self.embeddings is None:
-            encoded, first = self.encode_captions(captions), encode(first_frame)
-        else:
-            encoded = self.embeddings.captions(captions, self.encode_captions)
-            first = self.embeddings.first_frames(first_frame, encode)
+        with full_precision(first_frame):
+            if self._negative is None:
+                self._negative = self.encode_captions([self.negative_caption])
+            encode = self.encode_first_frame if self.spec.from_image else self.no_first_frame
+            if self.embeddings is None:
+                encoded, first = self.encode_captions(captions), encode(first_frame)
+            else:
+                encoded = self.embeddings.captions(captions, self.encode_captions)
+                first = self.embeddings.first_frames(first_frame, encode)
         text, empty = (self._placed(x, first_frame.device) for x in (encoded, self._negative))
         image = first.get("image")
         return Condition(
@@ -185,10 +186,12 @@ class PipelineModel(ABC):
     @torch.no_grad()
     def encode(self, frames: Float[Tensor, "B T 3 H W"]) -> Latents:
         check_clip_shape(self.spec, frames)
-        return self.encode_pixels(frames.transpose(1, 2) * 2 - 1)
+        with full_precision(frames):
+            return self.encode_pixels(frames.transpose(1, 2) * 2 - 1)
 
     def decode(self, latents: Latents, condition: Condition) -> Float[Tensor, "B T 3 H W"]:
-        return (self.decode_pixels(latents, condition).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
+        with full_precision(latents):
+            return (self.decode_pixels(latents, condition).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
 
     def keep_embeddings(self, root: Path) -> None:
         """From now on look up what was encoded before, and store what wasn't.
@@ -344,3 +347,8 @@ def first_frame_weight(clean: Latents) -> Float[Tensor, "1 1 t 1 1"]:
     weight = clean.new_full((1, 1, frames, 1, 1), frames / max(frames - 1, 1))
     weight[:, :, 0] = 0
     return weight
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Encoders and autoencoder keep their own precision whatever the trainer's autocast says."""
+    return torch.autocast(like.device.type, enabled=False)
