@@ -1,4 +1,4 @@
-"""The recipes that a lab starts from: valid as they are, and run for three steps on tiny instances of the real classes."""
+"""Recipes that a lab starts from: valid as they are, and run for three steps on tiny instances of the real classes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_three_steps_and_a_clip_of_the_trained_adapter(name: str, world: Path, t
         "model.embeddings": tmp_path / "embeddings",
         "data.clips": world / "clips",
         "stages.0.steps": STEPS,
-        "stages.0.batch_size": 2,
+        "stages.0.batch_size": 1,
         "stages.0.sampling.num_inference_steps": 2,
         "stages.0.reward.flow.network": "embedded",
         "stages.0.reward.flow.weights": "null",

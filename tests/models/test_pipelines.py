@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from newtonrewards.core.errors import CheckpointError, InputError, RecipeError, ShapeError
+from newtonrewards.core.errors import CheckpointError, InputError, RecipeError, ShapeError, run_command
 from newtonrewards.core.recipe import validate
-from newtonrewards.core.video import to_8bit
-from newtonrewards.models import lora
+from newtonrewards.core.video import read_clip, to_8bit
+from newtonrewards.models import generate, lora
 from newtonrewards.models.base import draw_noise
 from newtonrewards.models.flow_matching import flow_matching_loss
 from newtonrewards.models.load import FAMILIES, ModelConfig, load_video_model
@@ -257,3 +257,15 @@ def test_stored_embeddings_give_the_same_loss_and_the_encoders_go(
     storing.save(tmp_path / "saved", torch.float32)  # whole again: the encoders come from the folder
     again = load_video_model(config.model_copy(update={"path": tmp_path / "saved"}))
     assert torch.equal(again.condition([CAPTION], clips[:1, 0]).text, plain.condition([CAPTION], clips[:1, 0]).text)
+
+
+def test_generate_makes_a_clip_from_text_alone_where_the_model_can(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--num-frames", "9", "--height", "32", "--width", "32", "--num-inference-steps", "2"]
+    for style, code in (("1.0-t2v", 0), ("1.0", 1)):
+        TINY["cogvideox"].tiny_pipeline(style).save_pretrained(tmp_path / style)
+        arguments = ["--model", str(tmp_path / style), "--caption", CAPTION, "--out", str(tmp_path / f"out {style}")]
+        assert run_command(generate.main, [*arguments, *sizes]) == code
+    assert read_clip(tmp_path / "out 1.0-t2v" / "clip.mp4").frames.shape == (9, 3, 32, 32)
+    assert "this cogvideox model starts from a first frame" in capsys.readouterr().err
