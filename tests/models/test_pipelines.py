@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -269,3 +270,13 @@ def test_generate_makes_a_clip_from_text_alone_where_the_model_can(
         assert run_command(generate.main, [*arguments, *sizes]) == code
     assert read_clip(tmp_path / "out 1.0-t2v" / "clip.mp4").frames.shape == (9, 3, 32, 32)
     assert "this cogvideox model starts from a first frame" in capsys.readouterr().err
+
+
+def test_the_worked_example_of_a_new_family_leaves_nothing_out() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/models.md", "exec"), names)
+    assert issubclass(names["NewModel"], PipelineModel)
+    assert not names["NewModel"].__abstractmethods__
+    assert all(name in text for name in FAMILIES)
