@@ -199,10 +199,12 @@ class PipelineModel(ABC):
         Args:
             root: folder for all models' embeddings.
         Raises:
-            InputError: the folder can't be written to.
+            InputError: the folder can't be written to, or the encoders came from no folder that could tell them apart.
         """
-        parts = [self.folder / name for name in (*self._encoders(), "vae")] if self.folder is not None else []
-        settings = f"{self.folder and fingerprint(*parts)} {self.spec} {self.dtype}"
+        if self.folder is None:
+            raise InputError("a pipeline made in memory can't keep embeddings", fix="Save it and load it again.")
+        parts = [self.folder / name for name in (*self._encoders(), "vae")]
+        settings = f"{fingerprint(*parts)} {self.spec} {self.dtype}"
         self.embeddings = Embeddings(root, f"{self.name}_{hashlib.sha256(settings.encode()).hexdigest()[:16]}")
 
     def free_encoders(self) -> None:
@@ -227,15 +229,9 @@ class PipelineModel(ABC):
         ]
 
     def _put_back(self, folder: Path) -> None:
-        """The encoders that memory no longer holds, as they lay in the folder that was read.
-
-        Raises:
-            CheckpointError: there is no such folder.
-        """
-        if not self._freed:
+        """The encoders that memory no longer holds, as they lay in the folder that was read."""
+        if not self._freed or self.folder is None:
             return
-        if self.folder is None:
-            raise CheckpointError("the encoders were freed and no folder has them", where=folder)
         index, original = (json.loads((x / "model_index.json").read_text()) for x in (folder, self.folder))
         for name in self._freed:
             shutil.copytree(self.folder / name, folder / name)
@@ -330,7 +326,11 @@ class PipelineModel(ABC):
                 fix=f"num_frames must be a multiple of {grid.temporal} plus 1, "
                 f"the size one of {multiples[0]} x {multiples[1]}.",
             )
-        from_image = self.pipelines[type(self.pipeline).__name__]
+        from_image = self.pipelines.get(type(self.pipeline).__name__)
+        if from_image is None:
+            raise InputError(
+                f"this is a {type(self.pipeline).__name__}", fix=f"{self.name} reads {', '.join(self.pipelines)}."
+            )
         return VideoSpec(
             self.name, size.num_frames, size.height, size.width, size.fps, size.fps, self.latent_shape(size), from_image
         )
