@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from newtonrewards.core.errors import CheckpointError, InputError
 from newtonrewards.core.recipe import Config
 from newtonrewards.core.run import stream_seed, whole_folder, write_json
-from newtonrewards.models.base import Condition, Latents, PerSample, VideoSpec, check_clip_shape, check_condition_inputs
+from newtonrewards.models.base import (
+    Condition,
+    Latents,
+    PerSample,
+    VideoSpec,
+    check_clip_shape,
+    check_condition_inputs,
+    logit_normal,
+)
 from newtonrewards.models.codec import PatchCodec
 from newtonrewards.models.files import save_weights
 
@@ -127,6 +135,9 @@ class EmbeddedModel:
         )[0]
         velocity: Tensor = (latents - clean) / sigma.view(-1, 1, 1, 1, 1)
         return velocity
+
+    def training_sigma(self, normal: PerSample) -> PerSample:
+        return logit_normal(normal, self.config.flow_shift)
 
     def loss_weight(self, clean: Latents, sigma: PerSample) -> Latents:
         """Makes the squared velocity error (clean error)^2 / max(sigma, .1)^2, over the gain, and more where it moves.

@@ -6,12 +6,12 @@ the same clips start from the same noise and can be compared one by one. The sam
     newtonrewards generate --model models/weights/fine_tuned --clips runs/data/test --out runs/fine_tuned
     newtonrewards generate --model models/weights/fine_tuned --lora runs/reward/model --clips runs/data/test --out post
     newtonrewards generate --model Wan2.1-I2V --image ball.png --caption "a ball falls" --out runs/ball --num-frames 81
+    newtonrewards generate --model Wan2.1-T2V --caption "a ball falls" --out runs/ball
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -31,6 +31,7 @@ from newtonrewards.core.recipe import validate
 from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_jsonl
 from newtonrewards.core.video import read_clip, sha256, write_video
 from newtonrewards.models.base import VideoModel, VideoSpec, draw_noise
+from newtonrewards.models.files import fingerprint
 from newtonrewards.models.load import PIPELINES, ModelConfig, load_video_model
 from newtonrewards.models.sampling import sample
 
@@ -57,13 +58,13 @@ class Job:
         name: of the file, without suffix.
         caption: what happens.
         index: its place in the folder it comes from; decides its noise.
-        source: video or picture whose first frame it starts from.
+        source: video or picture whose first frame it starts from; None: from the caption alone.
     """
 
     name: str
     caption: str
     index: int
-    source: Path
+    source: Path | None
 
 
 @dataclass(frozen=True)
@@ -141,27 +142,17 @@ def generate(
     return failures
 
 
-def fingerprint(*folders: Path) -> str:
-    """Hash of all weights in the folders (or files): clips of one name made by others are not the same clips."""
-    total = hashlib.sha256()
-    for folder in folders:
-        files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder]
-        for file in files:
-            total.update(f"{file.relative_to(folder)} {sha256(file)}\n".encode())
-    return total.hexdigest()[:16]
-
-
 def _rows(batch: Sequence[Job], common: dict[str, Any], failures: list[str]) -> dict[str, dict[str, Any]]:
     """The index row of each clip whose source can be read."""
     rows = {}
     for job in batch:
         try:
-            digest = sha256(job.source)
+            digest = sha256(job.source) if job.source is not None else None
         except OSError as error:
             failures.append(f"{job.source}: can't read this file ({error.strerror}).")
             continue
         identity = {"caption": job.caption, "index": job.index, "source_sha256": digest}
-        rows[job.name] = {"name": job.name, **identity, "source": str(job.source), **common}
+        rows[job.name] = {"name": job.name, **identity, "source": job.source and str(job.source), **common}
     return rows
 
 
@@ -205,7 +196,7 @@ def _make_each(
 @torch.no_grad()
 def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling) -> Float[Tensor, "B T 3 H W"]:
     device = next(model.transformer.parameters()).device
-    first = torch.stack([read_first_frame(job.source, model.spec) for job in batch]).to(device)
+    first = torch.stack([_first_frame(job, model.spec) for job in batch]).to(device)
     condition = model.condition([job.caption for job in batch], first)
     noise = draw_noise(model.spec, sampling.seed, 0, [job.index for job in batch], "generate").to(device)
     latents = sample(
@@ -250,13 +241,26 @@ def read_first_frame(path: Path, spec: VideoSpec) -> Float[Tensor, "3 H W"]:
     return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 255
 
 
+def _first_frame(job: Job, spec: VideoSpec) -> Float[Tensor, "3 H W"]:
+    """The one that the clip starts from; black for a model that doesn't look at it.
+
+    Raises:
+        InputError: not a readable video or picture, or none for a model that starts from one.
+    """
+    if job.source is not None:
+        return read_first_frame(job.source, spec)
+    if spec.from_image:
+        raise InputError(f"this {spec.name} model starts from a first frame", fix="Give one with --image.")
+    return torch.zeros(3, spec.height, spec.width)
+
+
 def _kind(path: Path) -> str:
     """Which `ModelConfig.name` a folder is of; `embedded` where it doesn't say, whose loader then names the problem."""
     try:
         found = json.loads((path / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return "embedded"
-    return next((name for name, pipeline in PIPELINES.items() if pipeline == found), "embedded")
+    return next((name for name, pipelines in PIPELINES.items() if found in pipelines), "embedded")
 
 
 def _config(arguments: argparse.Namespace) -> ModelConfig:
@@ -272,20 +276,21 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
     if arguments.clips is not None:
         return jobs_of_folder(arguments.clips, arguments.limit)
     if not arguments.caption:
-        raise InputError("--image needs a --caption", fix="Say what happens, as in --caption 'a ball falls'.")
-    return [Job(arguments.image.stem, arguments.caption, 0, arguments.image)]
+        raise InputError("no --clips and no --caption", fix="Say what happens, as in --caption 'a ball falls'.")
+    name = "clip" if arguments.image is None else arguments.image.stem
+    return [Job(name, arguments.caption, 0, arguments.image)]
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="newtonrewards generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--model", type=Path, required=True, help="folder of an embedded model or a diffusers Wan pipeline")
+    p.add_argument("--model", type=Path, required=True, help="folder of an embedded model or a diffusers pipeline")
     p.add_argument("--lora", type=Path, help="adapter to load onto it: a folder or a .safetensors file")
-    source = p.add_mutually_exclusive_group(required=True)
+    source = p.add_mutually_exclusive_group()
     source.add_argument("--clips", type=Path, help="folder of clips: their captions and first frames")
     source.add_argument("--image", type=Path, help="one picture or video as the first frame (with --caption)")
-    p.add_argument("--caption", help="what happens after --image")
+    p.add_argument("--caption", help="what happens after --image, or in all of the clip (text to video)")
     p.add_argument("--out", type=Path, required=True, help="folder for NAME.mp4 and index.jsonl")
     p.add_argument("--seed", type=int, default=0, help="the noise is a function of it and a clip's place (default 0)")
     p.add_argument("--num-inference-steps", type=int, default=8, help="Euler steps (default 8)")
@@ -294,13 +299,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=int, help="only the first so many clips of --clips")
     p.add_argument("--overwrite", action="store_true", help="replace clips made with other settings")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    wan = p.add_argument_group("for Wan pipelines (the embedded model has its own size)")
-    wan.add_argument("--num-frames", type=int, help="4n + 1 (default 81)")
-    wan.add_argument("--height", type=int, help="px (default 480)")
-    wan.add_argument("--width", type=int, help="px (default 832)")
-    wan.add_argument("--fps", type=float, help="frames per second of physical time (default 16)")
-    wan.add_argument("--negative-caption", help="what guidance leads away from")
-    wan.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights in memory (default float32)")
+    size = p.add_argument_group("for diffusers pipelines (default: what the family was trained at; docs/models.md)")
+    size.add_argument("--num-frames", type=int, help="4n + 1, for LTX-Video 8n + 1")
+    size.add_argument("--height", type=int, help="px")
+    size.add_argument("--width", type=int, help="px")
+    size.add_argument("--fps", type=float, help="frames per second of physical time")
+    size.add_argument("--negative-caption", help="what guidance leads away from")
+    size.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights in memory (default float32)")
     return p
 
 

@@ -47,10 +47,9 @@ class Objective(nn.Module):
         """Flow-matching loss of each clip; noise and noise level come from the sample's own streams."""
         with torch.no_grad():
             clean = self.model.encode(batch.frames)
-        shift = self.model.scheduler.config.shift
         # a sample's index counts over the whole run, so it alone tells its streams apart: the step stays 0
         noise = draw_noise(self.model.spec, self.seed, 0, batch.index, "flow_matching/noise").to(clean)
-        sigma = draw_sigma(shift, self.seed, 0, batch.index, "flow_matching/sigma").to(clean)
+        sigma = draw_sigma(self.model, self.seed, 0, batch.index, "flow_matching/sigma").to(clean)
         captions = [
             ""
             if caption_dropout and torch.rand((), generator=stream(self.seed, 0, i, "caption")) < caption_dropout

@@ -10,6 +10,7 @@ import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
+from tqdm import tqdm
 
 from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.errors import run_command
@@ -17,6 +18,7 @@ from newtonrewards.core.recipe import load
 from newtonrewards.core.run import output_folder, provenance, write_atomic, write_json
 from newtonrewards.models.base import VideoModel
 from newtonrewards.models.load import load_video_model, save_trained
+from newtonrewards.models.pipelines import PipelineModel
 from newtonrewards.rewards.floor import measure_floor
 from newtonrewards.rewards.reward import Reward
 from newtonrewards.simulation.store import ClipFolder
@@ -43,6 +45,8 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
     last = _last_state(recipe, run)
     dataset = ClipFolder(recipe.data.clips, cache=recipe.data.cache)
     model = load_video_model(recipe.model).to(process.device)
+    if isinstance(model, PipelineModel) and model.embeddings is not None:
+        _encode_once(model, dataset, process)
     batches = Batches(dataset, recipe.seed, process.process_index, process.num_processes)
     if process.is_main_process:
         write_json(run / "provenance.json", provenance())
@@ -85,6 +89,17 @@ def _run_stage(
         trainer.ema.copy_to(trainer.parameters)
     for tracker in accelerator.trackers:  # `end_training` would take the process group from the stages to come
         tracker.finish()
+
+
+def _encode_once(model: PipelineModel, dataset: ClipDataset, process: PartialState) -> None:
+    """Store every clip's caption and first frame, each process its share, and free the encoders."""
+    clips = range(process.process_index, len(dataset), process.num_processes)
+    for index in tqdm(clips, desc="encode captions and first frames", disable=not process.is_main_process):
+        clip = dataset[index]
+        for caption in (clip.caption, ""):  # the empty one stands in where captions are dropped
+            model.condition([caption], clip.frames[:1].to(process.device))
+    process.wait_for_everyone()
+    model.free_encoders()
 
 
 def objective(model: VideoModel, stage: Stage, seed: int, dataset: ClipDataset) -> Objective:
