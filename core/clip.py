@@ -61,12 +61,14 @@ class Source:
         sha256: hash of that file, empty if none.
         playback_fps: frames per second at which the file plays.
         preprocessing: one sentence for each step, in order.
+        even: frames were taken at even times; else each is up to half an interval away from where it is shown.
     """
 
     path: str = ""
     sha256: str = ""
     playback_fps: float | None = None
     preprocessing: tuple[str, ...] = ()
+    even: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,7 +81,7 @@ def read_clip(
             raise InputError(f"{much}, the limit is {max_bytes / 2**30:.1f}", where=path, fix=fix)
         chunks = [resize(frames) for frames in decoder.read(plan.indices)]
     done = (f"decoded with {decoder.name}", *plan.record, *resize.record)
-    source = Source(path=str(path), sha256=sha256(path), playback_fps=decoder.fps, preprocessing=done)
+    source = Source(path=str(path), sha256=sha256(path), playback_fps=decoder.fps, preprocessing=done, even=plan.even)
     return Clip(frames=_to_float(torch.cat(chunks)), fps=plan.fps, caption=caption, source=source)
 
 
@@ -150,7 +150,7 @@ def read_stretches(
             held = torch.cat(parts)
             plan = planned(start=start, num_frames=count)
             done = (f"decoded with {decoder.name}", *plan.record, *resize.record)
-            source = Source(path=str(path), sha256=digest, playback_fps=decoder.fps, preprocessing=done)
+            source = Source(path=str(path), sha256=digest, playback_fps=decoder.fps, preprocessing=done, even=plan.even)
             yield Stretch(held[:count], plan.fps, source, start, height, width)
             held = held[length - overlap :].clone()
 

@@ -23,12 +23,14 @@ from newtonrewards.eval.find import Found, find_object, lawful_velocities
 from newtonrewards.eval.given import masks_of, track_of
 from newtonrewards.eval.laws import LawFit
 from newtonrewards.eval.look import Seen, look
+from newtonrewards.eval.pieces import part, shots, stride
 from newtonrewards.eval.refine import refine
 from newtonrewards.eval.results import finite
 from newtonrewards.eval.sam2_masks import sam2_masks
 from newtonrewards.eval.segment import channels_last
 from newtonrewards.eval.stabilise import stabilise
-from newtonrewards.eval.tracks import centroid, whole
+from newtonrewards.eval.tracks import centroid
+from newtonrewards.eval.vanish import vanished_at
 from newtonrewards.eval.verdict import Evidence, agreement, disagreement, drifting, judge
 from newtonrewards.eval.video_score import Motion, Vector, VideoScore
 from newtonrewards.rewards import kinematics, sentinels
@@ -138,12 +140,34 @@ def measure_clip(
     start: int = 0,
     segmenter: str | None = None,
 ) -> Measured:
-    """Measure a clip in memory; `masks` if they are known, `start` the number of its first frame in the video. See
-    `measure_video`."""
+    """Measure a clip in memory: of its shots the one that shows most. See `measure_video`.
+
+    Args:
+        masks: where the object is, if that is known. start: number of the clip's first frame in the video.
+    """
+    measured = []
+    for first, shot in shots(clip):
+        known = None if masks is None else masks[first : first + shot.num_frames]
+        measured.append(_measure_shot(shot, known, flow, motion, start + first, segmenter))
+    return max(measured, key=lambda one: one.way)
+
+
+def _measure_shot(
+    clip: Clip,
+    masks: Float[np.ndarray, "T H W"] | None,
+    flow: Flow | None,
+    motion: Motion,
+    start: int,
+    segmenter: str | None,
+) -> Measured:
     if masks is None:
         clip, frames, found = _found(clip)
     else:
         frames, found = channels_last(clip), _known(masks)
+    step = stride(found.soft)
+    if step > 1:
+        clip = part(clip, slice(None, None, step), f"it moves slowly: every {step}th frame, numbered anew")
+        frames, found = frames[::step], replace(found, soft=found.soft[::step])
     views = {} if found.reason else {"mask" if masks is not None else "silhouette": found.soft}
     seen = None if found.reason or flow is None else look(clip, found, flow(), given=masks is not None)
     if seen is not None and seen.colour is not None:
@@ -157,12 +181,12 @@ def measure_clip(
         }
         if segmenter is not None and not found.reason:
             views["sam2"] = sam2_masks(segmenter, clip, found.soft)
-    pairs = [list(_instruments(clip, name, soft, seen)) for name, soft in views.items()]
-    pair = max(pairs, key=_worth, default=[])
+    groups = [list(_instruments(clip, name, soft, seen)) for name, soft in views.items()]
+    group = max(groups, key=_worth, default=[])
     # Flow reads a little low: it wins only where the centres follow a law for clearly less long.
-    best = max(pair, key=lambda one: len(one.window) - (FLOW_HANDICAP if one.kind == "flow" else 0), default=None)
+    best = max(group, key=lambda one: len(one.window) - (FLOW_HANDICAP if one.kind == "flow" else 0), default=None)
     features = None if seen is None or best is None else seen.features_over(best.soft)
-    evidence = _evidence(clip, frames, found, best, pair, features, motion, start)
+    evidence = _evidence(clip, frames, found, best, group, features, motion, start)
     score = VideoScore(
         file=clip.source.path,
         sha256=clip.source.sha256,
@@ -201,7 +225,7 @@ class Instrument:
     """One way to measure velocity: centres of masks, or flow under masks.
 
     Attributes:
-        name: of the masks, with `flow under` where flow was read. kind: `centre` or `flow`.
+        name: of the masks, with `flow under` or `DIS flow under` where flow was read. kind: `centre` or `flow`.
         soft: (T, H, W) the masks. velocity: (N, 2) H/s. window: its longest lawful stretch in motion.
     """
 
@@ -216,18 +240,32 @@ def _instruments(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: 
     fps, height = float(clip.fps), clip.frames.shape[-2]
     velocity = np.diff(centroid(soft)[0], axis=0) * fps
     yield Instrument(name, "centre", soft, velocity, lawful_velocities(velocity, fps, height))
-    if seen is not None:
-        velocity = seen.velocity_under(soft) * fps / height
-        yield Instrument(f"flow under {name}", "flow", soft, velocity, lawful_velocities(velocity, fps, height))
+    for method in [] if seen is None else seen.flows:
+        assert seen is not None
+        velocity = seen.velocity_under(soft, method) * fps / height
+        yield Instrument(f"{method} under {name}", "flow", soft, velocity, lawful_velocities(velocity, fps, height))
 
 
-def _worth(pair: Sequence[Instrument]) -> float:
+def _worth(instruments: Sequence[Instrument]) -> float:
     """How long masks let an object follow a law, times how well their centres and the flow under them agree."""
-    longest = max(pair, key=lambda one: len(one.window))
-    if len(pair) < 2:
+    longest = max(instruments, key=lambda one: len(one.window))
+    if len(instruments) < 2:
         return float(len(longest.window))
-    apart = disagreement(pair[0].velocity, pair[1].velocity, longest.window)
-    return len(longest.window) * agreement(apart)
+    other = _second(longest, instruments)
+    return len(longest.window) * agreement(disagreement(longest.velocity, other.velocity, longest.window))
+
+
+def _second(best: Instrument, instruments: Sequence[Instrument]) -> Instrument:
+    """The one of the other kind that agrees best: two methods hardly make the same mistake over a whole window, while
+    one of them failing says nothing about the video."""
+    return min(
+        (one for one in instruments if one.kind != best.kind),
+        key=lambda one: _inf(disagreement(best.velocity, one.velocity, best.window)),
+    )
+
+
+def _inf(value: float | None) -> float:
+    return float("inf") if value is None else value
 
 
 def _evidence(
@@ -243,7 +281,7 @@ def _evidence(
     """The best instrument beside the one of the other kind with the same masks."""
     soft = found.soft if best is None else best.soft
     position, area = centroid(soft)
-    other = next((one for one in instruments if best and one.soft is best.soft and one.kind != best.kind), None)
+    other = None if best is None or len(instruments) < 2 else _second(best, instruments)
     window = Window(0, 0, float("nan")) if best is None else best.window
     nothing = np.full((clip.num_frames - 1, 2), np.nan)
     return Evidence(
@@ -258,7 +296,9 @@ def _evidence(
         other=None if other is None else other.velocity,
         position=position,
         area=area,
-        last_place_changed=_stays(frames, soft),
+        vanished=vanished_at(frames, soft),
+        light=frames.mean(axis=(1, 2, 3)),
+        even=clip.source.even,
         others=found.others,
         first_frame=start,
         fps=float(clip.fps),
@@ -269,17 +309,6 @@ def _evidence(
 
 def _known(masks: Float[np.ndarray, "T H W"]) -> Found:
     return Found(masks, "" if masks.max() > 0.5 else "the masks are empty", False, 0)
-
-
-def _stays(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> bool:
-    """Whether something lies to the end where the object was last seen: then it came to rest and didn't vanish."""
-    seen = whole(centroid(soft)[1])
-    if not len(seen) or seen[-1] == len(frames) - 1:
-        return True
-    place = soft[seen[-1]] > 0.5
-    return float(np.abs(frames[-1] - frames[seen[-1]])[place].mean()) < 0.5 * float(
-        np.abs(frames[0] - frames[seen[-1]])[place].mean()
-    )
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from newtonrewards.eval.constancy import Constancy
 from newtonrewards.eval.find import Smooth, resting, smooth_run
 from newtonrewards.eval.laws import SIGNIFICANT, LawFit, broken
 from newtonrewards.eval.results import finite
-from newtonrewards.eval.tracks import whole
 from newtonrewards.eval.video_score import Motion, ObjectPath, Verdict
 from newtonrewards.rewards.window import Window
 
@@ -27,9 +26,13 @@ CAMERA = "a wide lens, a slant or drag do that"
 PERSPECTIVE = 0.25
 # What was let go gets no faster in its first frame than in so many frames of its fall.
 JERK_FRAMES = 2.5
+# First seen after so many frames is late.
+LATE_FRAMES = 4
 # Fewer moving velocities than this can't show unsteadiness.
 LEAST_VELOCITIES = 6
 LEAST_CONFIDENCE = 0.3
+# A picture whose brightness changes by this share is faded or lit anew.
+LIGHT_CHANGE = 0.3
 # A video is blamed only if the instruments agree better than that.
 BLAME_CONFIDENCE = 0.5
 # Both instruments differ by this share of the speed even on perfect clips; what is more costs confidence one to one.
@@ -37,12 +40,9 @@ AGREEMENT = 0.15
 # A step that is off those beside it by so many times their size, and so many px more, is a jump. Where the object isn't
 # seen afterwards, the other instrument must see the same step to this share, or it must be as long as the object.
 JUMP_FACTOR, JUMP_PX, CONFIRMED = 2.0, 3.0, 0.3
-# Faster than this (px/frame) an object doesn't just stop existing, where so many steps on it would still be in the
-# picture as a whole.
-MOVING_PX, LOST_STEPS = 0.3, 3
 # 1 - cos of the look, |log| of the area, changes of the mean colour (RGB in [0, 1]) over the window and from frame to
 # frame above which the object isn't the same any more. Over 150 true clips no value is above half of these.
-LEAST_MASS, LEAST_AREA, LEAST_COLOUR, LEAST_FLICKER = 0.25, 0.5, 0.2, 0.12
+LEAST_MASS, LEAST_AREA, LEAST_COLOUR, LEAST_FLICKER = 0.4, 0.5, 0.2, 0.12
 # Scales on which quality falls to 1/e: unsteadiness as a share of the speed, look, area, colour, flicker.
 STEADY_SCALE, MASS_SCALE, AREA_SCALE, COLOUR_SCALE, FLICKER_SCALE = 0.2, 0.25, 0.5, 0.15, 0.15
 
@@ -59,7 +59,8 @@ class Evidence:
         smooth: run around the window in which acceleration changes steadily; None: it doesn't.
         motion: what the video is said to show.
         position: (T, 2) H. area: (T,) H^2.
-        last_place_changed: something lies where the object was last seen.
+        vanished: first frame without the object, where it stopped existing in mid-motion (`vanish.vanished_at`).
+        light: (T,) mean brightness of the picture, in [0, 1]. even: frames lie at even times.
         others: things that moved for about as long. first_frame: number of the first frame in the video.
     """
 
@@ -74,7 +75,9 @@ class Evidence:
     other: Float[np.ndarray, "N 2"] | None
     position: Float[np.ndarray, "T 2"]
     area: Float[np.ndarray, " T"]
-    last_place_changed: bool
+    vanished: int | None
+    light: Float[np.ndarray, " T"]
+    even: bool
     others: int
     first_frame: int
     fps: float
@@ -113,18 +116,21 @@ def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdic
     way = _way_px(evidence)
     if way < LEAST_WAY_PX:
         return "cannot_tell", [f"hardly anything moves ({way:.1f} px)"]
-    lost = _lost_at(evidence)
-    if lost is not None:
-        return "unlawful", [f"the object is gone from frame {evidence.first_frame + lost} on, in mid-motion"]
+    blame = confidence >= BLAME_CONFIDENCE
+    if evidence.vanished is not None:
+        told = f"the object is gone from frame {evidence.first_frame + evidence.vanished} on, in mid-motion"
+        return ("unlawful" if blame else "cannot_tell"), [told]
     if confidence < LEAST_CONFIDENCE:
         return "cannot_tell", ["masks and flow don't agree on the motion"]
-    unsteady, blame = _unsteady(evidence, moving), confidence >= BLAME_CONFIDENCE
+    unsteady = _unsteady(evidence, moving)
     if evidence.smooth is not None and not _perspective(evidence.smooth):
         unsteady = [_told(evidence, evidence.smooth)]
     elif evidence.smooth is not None and unsteady:
         return "cannot_tell", [f"{_told(evidence, evidence.smooth)}: {CAMERA}"]
-    if unsteady and not blame:
+    if unsteady and not (blame and _agree_throughout(evidence)):
         return "cannot_tell", ["no long law, but masks and flow don't agree well enough to blame the video"]
+    if unsteady and not evidence.even:
+        return "cannot_tell", ["no long law, but its frames come at uneven times"]
     if unsteady and moving < LEAST_VELOCITIES and not len(evidence.window):
         return "cannot_tell", [f"it moves in {moving} frames only"]
     wrong = (
@@ -136,6 +142,18 @@ def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdic
     if wrong:
         return ("unlawful" if blame else "cannot_tell"), wrong
     return "lawful", [f"constant acceleration in {_frames(evidence, evidence.window)}"]
+
+
+def _agree_throughout(evidence: Evidence) -> bool:
+    """Whether the instruments mostly agree also where no law holds; a jump is seen by one of them alone."""
+    if evidence.other is None:
+        return True  # `_confidence` has counted it
+    away = np.linalg.norm(evidence.velocity - evidence.other, axis=1)
+    both = np.isfinite(away)
+    if not both.any():
+        return False
+    speed = float(np.sqrt((evidence.velocity[both] ** 2).sum(axis=1).mean()))
+    return agreement(float(np.median(away[both])) / max(speed, 1e-9)) >= BLAME_CONFIDENCE
 
 
 def _unsteady(evidence: Evidence, moving: int) -> list[str]:
@@ -283,22 +301,14 @@ def _moving(evidence: Evidence) -> int:
     return int((known & ~resting(evidence.velocity, evidence.fps, evidence.height)).sum())
 
 
-def _lost_at(evidence: Evidence) -> int | None:
-    """First frame without the object, if it vanished inside the picture while it moved; else None."""
-    seen = whole(evidence.area)
-    last = int(seen[-1]) if len(seen) else 0
-    if not len(seen) or last >= len(evidence.position) - 2 or evidence.last_place_changed:
-        return None
-    size = 2 * float(np.sqrt(np.median(evidence.area[seen]) / np.pi))
-    steps = np.diff(evidence.position[seen[-4:]], axis=0)
-    if not len(steps):
-        return None
-    speed = float(np.linalg.norm(steps, axis=1).mean())
-    x, y = evidence.position[last] + LOST_STEPS * steps.mean(axis=0)
-    edge = min(x, y, evidence.width / evidence.height - x, 1 - y)
-    # Faster than its own width it is a smear that any background may hide.
-    followed = MOVING_PX / evidence.height < speed < size
-    return last + 1 if followed and edge > size / 2 else None
+def _appears(evidence: Evidence) -> bool:
+    """Whether the object is first seen late and away from every edge: more likely it was overlooked before."""
+    seen = np.flatnonzero(np.isfinite(evidence.position).all(axis=1))
+    if not len(seen) or seen[0] < LATE_FRAMES:
+        return False
+    x, y = evidence.position[seen[0]]
+    radius = float(np.sqrt(np.median(evidence.area[seen]) / np.pi))
+    return bool(min(x, y, evidence.width / evidence.height - x, 1 - y) > 2 * radius)
 
 
 def disagreement(ours: Float[np.ndarray, "N 2"], theirs: Float[np.ndarray, "N 2"], window: Window) -> float | None:
@@ -328,6 +338,15 @@ def _confidence(evidence: Evidence, apart: float | None) -> tuple[float, list[st
         doubts.append("only one instrument saw it")
     elif apart > AGREEMENT:
         doubts.append(f"masks and flow differ by {apart:.0%} of the speed")
+    light = float(np.ptp(evidence.light)) / max(float(evidence.light.max()), 1e-6)
+    if light > LIGHT_CHANGE:
+        confidence *= 0.4
+        doubts.append(f"the whole picture's brightness changes by {light:.0%}")
+    if not evidence.even:
+        doubts.append("frames come at uneven times")
+    if _appears(evidence):
+        confidence *= 0.45
+        doubts.append("it is first seen in mid-picture")
     if evidence.others:
         confidence *= 0.8
         doubts.append(f"{evidence.others} other things move too")

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from newtonrewards.eval.measure import Flow, Options, measure_clip, measure_vide
 from newtonrewards.eval.score_store import read_scores
 from newtonrewards.eval.video_score import Motion, VideoFailure, VideoScore, columns
 from newtonrewards.rewards.flow import EMBEDDED_WEIGHTS, FlowConfig, load_flow
+from newtonrewards.simulation.corrupt import corrupt
 from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import sample_scene
 
@@ -428,3 +430,40 @@ def test_real_fall_through_a_wide_lens_is_flagged(flow: Flow) -> None:
     got = measure_video(Path(VIDEOS or "") / "real_fall_oliverius.mp4", Options(capture_fps=120), flow).score
     assert got.acceleration_magnitude == pytest.approx(5329 / 1716, rel=0.05)  # px/s^2 over the height
     assert any("not constant in the image" in doubt for doubt in got.doubts)
+
+
+def test_a_cut_is_no_jump(flow: Flow) -> None:
+    """Two shots in one video: the longer motion is judged by itself, and the record says so."""
+    bright = (clip(7).frames * 0.5 + 0.5).clamp(0, 1)
+    got = scored(torch.cat([clip(2).frames, bright]), flow)
+    assert got.verdict == "lawful"
+    assert any(step.startswith("cut: ") for step in got.preprocessing)
+
+
+def test_fading_and_flickering_objects_score_lower(flow: Flow) -> None:
+    for index in (2, 6):
+        scene = sample_scene(5, index, split="val")
+        for name in ("fade", "flicker", "colour"):
+            got, right = (measure_clip(corrupt(scene, name, s), None, flow).score for s in (1.0, 0.0))
+            assert right.verdict == "lawful" and right.score is not None
+            assert (got.score or 0.0) < right.score - 0.1, name
+            change, usual = (s.flicker if name == "flicker" else s.colour_change for s in (got, right))
+            assert change is not None and usual is not None
+            assert change > 3 * usual
+
+
+def test_a_fade_to_black_is_not_held_against_the_object(flow: Flow) -> None:
+    light = torch.linspace(1, 0, 17)[:, None, None, None]
+    got = scored(clip(2).frames * light, flow)
+    assert got.verdict == "cannot_tell"
+    assert any("brightness" in doubt for doubt in got.doubts)
+
+
+def test_slow_motion_is_looked_at_in_larger_steps(flow: Flow) -> None:
+    scene = replace(sample_scene(5, 2, split="val"), num_frames=129, capture_fps=160.0)
+    shown = render(scene)
+    assert shown.truth is not None
+    got = measure_clip(replace(shown, masks=None, truth=None), None, flow, "throw").score
+    assert got.verdict == "lawful"
+    assert any("moves slowly" in step for step in got.preprocessing)
+    assert vector(got)[1] == pytest.approx(float(shown.truth.acceleration[1, 1]), rel=0.1)
