@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from tqdm import tqdm
@@ -19,11 +19,12 @@ from newtonrewards.core.recipe import Config, load, validate
 from newtonrewards.core.run import output_folder, write_json
 from newtonrewards.core.shard import WHOLE, Shard, add_shard_option, of_this_process
 from newtonrewards.core.workers import each
+from newtonrewards.simulation import inspection, tars
 from newtonrewards.simulation.motions import PRIMITIVES
 from newtonrewards.simulation.ranges import SHIFTS, SPLITS, shifts_of
 from newtonrewards.simulation.render import render
-from newtonrewards.simulation.scene import sample_scene
-from newtonrewards.simulation.store import ARRAYS, write_clip, write_index
+from newtonrewards.simulation.scene import Scene, sample_scene
+from newtonrewards.simulation.store import ARRAYS, clip_files, write_clip, write_index
 
 
 class SimulateRecipe(Config):
@@ -37,6 +38,7 @@ class SimulateRecipe(Config):
         seed: the same seed gives the same clips.
         imperfect: share of clips with wrong physics (for pre-training a base model only).
         arrays: channels to store beside frames and track.
+        format: `folder`, three files for each clip, or `webdataset`, tars of `clips_per_tar` clips.
     """
 
     num_clips: int = Field(100, ge=1)
@@ -46,6 +48,8 @@ class SimulateRecipe(Config):
     seed: int = 0
     imperfect: float = Field(0.0, ge=0.0, le=1.0)
     arrays: tuple[str, ...] = ARRAYS
+    format: Literal["folder", "webdataset"] = "folder"
+    clips_per_tar: int = Field(500, ge=1)
 
 
 def shift_of(recipe: SimulateRecipe, index: int) -> tuple[str, str]:
@@ -65,55 +69,96 @@ def simulate(recipe: SimulateRecipe, out: Path, workers: int, shard: Shard = WHO
     """Make the clips of a shard that aren't there yet; whoever finds all clips of the recipe there writes the index.
 
     Returns:
-        counts: made, found, missing in other shards, by motion and shift, and why scenes were drawn again.
+        counts: made, found, missing in other shards, by motion and shift, and why scenes were drawn again; and whether
+        a Parquet table was written.
     Raises:
         InputError: the folder can't be written, or holds clips of another recipe.
     """
-    output_folder(out / "clips")
+    output_folder(_folder(recipe, out))
     _claim(out, recipe)
-    mine = shard.of(range(recipe.num_clips))
-    kinds = [shift_of(recipe, index) for index in mine]
-    missing = _missing(out, mine)
+    everything = _units(recipe)
+    mine = shard.of(everything)
+    missing = _missing(recipe, out, mine)
     rejections: Counter[str] = Counter()
-    with tqdm(total=len(missing), desc=f"simulate {recipe.split}", unit="clip", disable=not missing) as bar:
-        for reasons in each(partial(_make, recipe, out), missing, workers):
+    total = sum(map(len, missing))
+    least = {} if recipe.format == "folder" else {"least": 2, "chunk": 1}
+    with tqdm(total=total, desc=f"simulate {recipe.split}", unit="clip", disable=not missing) as bar:
+        for unit, reasons in zip(missing, each(partial(_make, recipe, out), missing, workers, **least), strict=True):
             rejections.update(reasons)
-            bar.update()
-    elsewhere = _missing(out, range(recipe.num_clips))
-    if not elsewhere:
-        write_index(out, [_name(index) for index in range(recipe.num_clips)])
+            bar.update(len(unit))
+    elsewhere = sum(map(len, _missing(recipe, out, everything)))
+    table = not elsewhere and _finish(recipe, out, everything)
+    kinds = [shift_of(recipe, index) for unit in mine for index in unit]
     return {
-        "made": len(missing),
-        "found": len(mine) - len(missing),
-        "elsewhere": len(elsewhere),
+        "made": total,
+        "found": len(kinds) - total,
+        "elsewhere": elsewhere,
         "by_kind": dict(Counter(f"{primitive}/{shift}" for primitive, shift in kinds)),
         "drawn_again": dict(rejections),
+        "table": table,
     }
+
+
+def draw(recipe: SimulateRecipe, index: int) -> Scene:
+    """The scene of a clip: a function of the recipe and its number alone."""
+    primitive, shift = shift_of(recipe, index)
+    return sample_scene(
+        recipe.seed, index, split=recipe.split, shift=shift, primitive=primitive, imperfect=recipe.imperfect
+    )
+
+
+def _folder(recipe: SimulateRecipe, out: Path) -> Path:
+    return out / ("clips" if recipe.format == "folder" else tars.FOLDER)
+
+
+def _units(recipe: SimulateRecipe) -> list[range]:
+    """What is written at a time, whole or not at all: single clips, or the clips of a tar."""
+    step = 1 if recipe.format == "folder" else recipe.clips_per_tar
+    return [range(first, min(first + step, recipe.num_clips)) for first in range(0, recipe.num_clips, step)]
+
+
+def _file(recipe: SimulateRecipe, unit: range) -> str:
+    """The file whose presence says that a unit is whole."""
+    return f"{_name(unit[0])}.json" if recipe.format == "folder" else tars.tar_name(unit)
 
 
 def _name(index: int) -> str:
     return f"{index:06d}"
 
 
-def _missing(out: Path, indices: Sequence[int]) -> list[int]:
-    return [index for index in indices if not (out / "clips" / f"{_name(index)}.json").exists()]
+def _missing(recipe: SimulateRecipe, out: Path, units: Sequence[range]) -> list[range]:
+    there = set(os.listdir(_folder(recipe, out)))
+    return [unit for unit in units if _file(recipe, unit) not in there]
 
 
-def _make(recipe: SimulateRecipe, out: Path, index: int) -> tuple[str, ...]:
-    primitive, shift = shift_of(recipe, index)
-    scene = sample_scene(
-        recipe.seed, index, split=recipe.split, shift=shift, primitive=primitive, imperfect=recipe.imperfect
-    )
-    write_clip(out, _name(index), render(scene), recipe.arrays)
-    return scene.rejections
+def _make(recipe: SimulateRecipe, out: Path, unit: range) -> list[str]:
+    """Write a unit; why its scenes were drawn again."""
+    scenes = [draw(recipe, index) for index in unit]
+    if recipe.format == "folder":
+        for scene in scenes:
+            write_clip(out, _name(scene.index), render(scene), recipe.arrays)
+    else:
+        files = ((_name(s.index), clip_files(_name(s.index), render(s), recipe.arrays)) for s in scenes)
+        tars.write_tar(_folder(recipe, out) / _file(recipe, unit), files)
+    return [reason for scene in scenes for reason in scene.rejections]
+
+
+def _finish(recipe: SimulateRecipe, out: Path, units: Sequence[range]) -> bool:
+    """Write the index; a last tar that has grown since makes its shorter version superfluous."""
+    if recipe.format == "webdataset":
+        wanted = {_file(recipe, unit) for unit in units}
+        for path in _folder(recipe, out).iterdir():
+            if tars.NAMES.fullmatch(path.name) and path.name not in wanted:
+                path.unlink()
+    return write_index(out)
 
 
 def _claim(out: Path, recipe: SimulateRecipe) -> None:
     """A folder belongs to one recipe; only the number of clips may grow."""
     path, mine = out / "recipe.json", recipe.model_dump(mode="json")
     if path.exists():
-        other = json.loads(path.read_text())
-        changed = sorted(key for key in mine if key != "num_clips" and mine[key] != other.get(key))
+        other = SimulateRecipe().model_dump(mode="json") | json.loads(path.read_text())
+        changed = sorted(key for key in other if key != "num_clips" and mine.get(key) != other[key])
         if changed or mine["num_clips"] < other["num_clips"]:
             raise InputError(
                 f"already holds clips of another recipe ({', '.join(changed or ['num_clips'])} differ)",
@@ -125,7 +170,12 @@ def _claim(out: Path, recipe: SimulateRecipe) -> None:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="newtonrewards simulate", description=__doc__)
-    p.add_argument("--out", type=Path, required=True, help="folder to write; run again to fill what is missing")
+    actions = p.add_subparsers(dest="action", metavar="inspect")
+    look = actions.add_parser("inspect", help="read all clips of a folder: counts, ranges, checksum, contact sheet")
+    look.add_argument("folder", type=Path, help="what `simulate --out` wrote, whole or not")
+    look.add_argument("--sheet", type=Path, help="PNG file (default: contact_sheet.png in the folder)")
+    look.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
+    p.add_argument("--out", type=Path, help="folder to write; run again to fill what is missing")
     p.add_argument("--recipe", type=Path, help="YAML file with the options below; options given here win")
     p.add_argument("--num-clips", type=int, help="number of clips (default 100); the five motions take turns")
     p.add_argument("--split", choices=SPLITS, help="default train; test has its own families of shapes and textures")
@@ -140,14 +190,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--arrays", nargs="*", choices=ARRAYS, help="ground truth to store beside frames and track (default: all)"
     )
-    add_shard_option(p, "clip")
+    p.add_argument(
+        "--format",
+        choices=("folder", "webdataset"),
+        help="three files for each clip (default), or tars of 500 clips, for clusters whose disks dislike many files",
+    )
+    add_shard_option(p, "clip or tar")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = vars(parser().parse_args(argv))
+    command = parser()
+    arguments = vars(command.parse_args(argv))
+    if arguments.pop("action") == "inspect":
+        return inspection.run(arguments["folder"], arguments["sheet"], arguments["workers"])
     out, path, workers, shard = (arguments.pop(key) for key in ("out", "recipe", "workers", "shard"))
+    if out is None:
+        command.error("the following arguments are required: --out")
     given = {key: value for key, value in arguments.items() if value is not None}
     base = load(SimulateRecipe, path).model_dump() if path else {}
     recipe = validate(SimulateRecipe, base | given, where=str(path or "command line"))
@@ -157,6 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{counts['elsewhere']} clips of other shards are still to come; the last one writes the index.")
     if counts["drawn_again"]:
         print(f"drawn again: {_listing(counts['drawn_again'])}")
+    if recipe.format == "webdataset" and not counts["elsewhere"] and not counts["table"]:
+        print("no index.parquet without pyarrow: pip install 'newtonrewards[parquet]', then run this again")
     return 0
 
 
