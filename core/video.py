@@ -43,7 +43,6 @@ def read_clip(
     capture_fps: float | None = None,
     caption: str = "",
     max_bytes: int = MAX_BYTES,
-    content: bytes | None = None,
 ) -> Clip:
     """Read a video file as a Clip; `source` says what was done to it.
 
@@ -59,15 +58,14 @@ def read_clip(
             the playback rate); None: it plays at life speed.
         caption: goes into the clip.
         max_bytes: upper bound for the pixels of the clip in memory.
-        content: the file's bytes where it is part of an archive; `path` then only names it.
     Returns:
         Clip with frames (T, 3, H, W) float32 in [0, 1], T >= 2, and `fps` in physical time.
     Raises:
         InputError: missing, empty or damaged file, no video in it, one frame only, fewer frames than `num_frames`, a
             slower rate than `fps`, or more than `max_bytes`; always names the file.
     """
-    path = _checked(path) if content is None else Path(path)
-    with _open(path, content) as decoder:
+    path = _checked(path)
+    with _open(path) as decoder:
         times, rate = decoder.times, decoder.fps
         plan = plan_frames(
             times, rate, fps=fps, start=start, num_frames=num_frames, capture_fps=capture_fps, where=path
@@ -82,8 +80,7 @@ def read_clip(
             raise InputError(f"{much}, the limit is {max_bytes / 2**30:.1f}", where=path, fix=fix)
         chunks = [resize(frames) for frames in decoder.read(plan.indices)]
     done = (f"decoded with {decoder.name}", *plan.record, *resize.record)
-    digest = sha256(path) if content is None else hashlib.sha256(content).hexdigest()
-    source = Source(path=str(path), sha256=digest, playback_fps=decoder.fps, preprocessing=done)
+    source = Source(path=str(path), sha256=sha256(path), playback_fps=decoder.fps, preprocessing=done)
     return Clip(frames=torch.cat(chunks), fps=plan.fps, caption=caption, source=source)
 
 
@@ -191,11 +188,11 @@ class _Resize:
 
 
 @contextlib.contextmanager
-def _open(path: Path, content: bytes | None = None) -> Iterator[_Decord | _PyAV]:
+def _open(path: Path) -> Iterator[_Decord | _PyAV]:
     """decord where it can read the file, else PyAV."""
     with _quiet():
         try:
-            decoder = _Decord.open(path, content) or _PyAV(path, content)
+            decoder = _Decord.open(path) or _PyAV(path)
         except (av.error.FFmpegError, OSError) as error:
             raise InputError(f"not a video that can be decoded ({error.strerror})", where=path) from None
     yield decoder
@@ -214,15 +211,14 @@ class _Decord:
         self.height, self.width = self.first.shape[:2]
 
     @staticmethod
-    def open(path: Path, content: bytes | None = None) -> _Decord | None:
+    def open(path: Path) -> _Decord | None:
         """None where decord isn't installed or misreads: gif, times of some mkv, 32 or 48 px wide (as 4 channels)."""
         try:
             import decord
         except (ImportError, OSError):
             return None
         try:
-            opened = str(path) if content is None else io.BytesIO(content)
-            decoder = _Decord(path, decord.VideoReader(opened, num_threads=1))
+            decoder = _Decord(path, decord.VideoReader(str(path), num_threads=1))
         except (decord.DECORDError, RuntimeError, IndexError):
             return None
         return decoder if decoder.first.shape[-1] == 3 and bool(np.all(np.diff(decoder.times) > 0)) else None
@@ -247,15 +243,15 @@ class _PyAV:
 
     name = "PyAV"
 
-    def __init__(self, path: Path, content: bytes | None = None) -> None:
-        self.path, self.content = path, content
-        with av.open(self._file(), "r") as container:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with av.open(str(path)) as container:
             if not container.streams.video:
                 raise InputError("no video stream in this file", where=path)
             stream = container.streams.video[0]
             stamps = sorted(float(p.pts * p.time_base) for p in container.demux(stream) if p.size and p.pts is not None)
             declared, rate = stream.frames, float(stream.average_rate or 0)
-        with av.open(self._file(), "r") as container:
+        with av.open(str(path)) as container:
             first = next(container.decode(video=0), None)
         if first is None or not stamps:
             raise InputError("not a single frame of this video can be decoded", where=path, fix="Encode it again.")
@@ -264,12 +260,9 @@ class _PyAV:
         self.times, self.fps = stamps, _rate(stamps, rate)
         self.height, self.width = _rgb(first).shape[:2]
 
-    def _file(self) -> str | io.BytesIO:
-        return str(self.path) if self.content is None else io.BytesIO(self.content)
-
     def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         wanted, kept, size = set(indices), [], _chunk(self.height, self.width)
-        with av.open(self._file(), "r") as container:
+        with av.open(str(self.path)) as container:
             container.streams.video[0].thread_type = "AUTO"
             number = -1
             try:

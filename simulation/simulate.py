@@ -7,22 +7,22 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from newtonrewards.core.errors import InputError, run_command
-from newtonrewards.core.recipe import Config, load, validate
+from newtonrewards.core.recipe import Config, changed, load, validate
 from newtonrewards.core.run import output_folder, write_json
 from newtonrewards.core.shard import WHOLE, Shard, add_shard_option, of_this_process
 from newtonrewards.core.workers import each
 from newtonrewards.simulation import inspection, tars
-from newtonrewards.simulation.motions import PRIMITIVES
-from newtonrewards.simulation.ranges import SHIFTS, SPLITS, shifts_of
-from newtonrewards.simulation.render import render
+from newtonrewards.simulation.film import Film, film
+from newtonrewards.simulation.motions import KNOWN, PRIMITIVES
+from newtonrewards.simulation.ranges import SHIFTS, SPLITS, Ranges, World, default_ranges, shifts_of
 from newtonrewards.simulation.scene import Scene, sample_scene
 from newtonrewards.simulation.store import ARRAYS, clip_files, write_clip, write_index
 
@@ -38,6 +38,10 @@ class SimulateRecipe(Config):
         seed: the same seed gives the same clips.
         imperfect: share of clips with wrong physics (for pre-training a base model only).
         arrays: channels to store beside frames and track.
+        ranges: file of one's own in the form of `simulation/ranges.yaml`.
+        world: values of `world` in the ranges that differ: `size_px`, `num_frames`, `spin_rad_s`, `camera_yaw_deg`,
+            `restitution`, ...
+        film: what is imperfect about the camera; the default is the perfect one.
         format: `folder`, three files for each clip, or `webdataset`, tars of `clips_per_tar` clips.
     """
 
@@ -48,14 +52,41 @@ class SimulateRecipe(Config):
     seed: int = 0
     imperfect: float = Field(0.0, ge=0.0, le=1.0)
     arrays: tuple[str, ...] = ARRAYS
+    ranges: Path | None = None
+    world: dict[str, Any] = {}
+    film: Film = Film()
     format: Literal["folder", "webdataset"] = "folder"
     clips_per_tar: int = Field(500, ge=1)
+
+    @model_validator(mode="after")
+    def _drawable(self) -> SimulateRecipe:
+        known = ranges_of(self).primitives
+        unknown = [name for name in self.primitives if name not in known]
+        if unknown or not self.primitives:
+            raise ValueError(f"primitives {unknown} are unknown, choose from {', '.join(known)}")
+        return self
+
+
+def ranges_of(recipe: SimulateRecipe) -> Ranges:
+    """The ranges that a recipe's clips are drawn from.
+
+    Raises:
+        RecipeError: no such file, or a key or value that `World` doesn't take.
+    """
+    return _ranges(recipe.ranges, json.dumps(recipe.world, sort_keys=True))
+
+
+@cache
+def _ranges(path: Path | None, world: str) -> Ranges:
+    base = default_ranges() if path is None else load(Ranges, path)
+    mine = base.world.model_dump() | json.loads(world)
+    return base.model_copy(update={"world": validate(World, mine, where="world")})
 
 
 def shift_of(recipe: SimulateRecipe, index: int) -> tuple[str, str]:
     """Motion and shift of clip `index`: motions take turns, and for each motion its shifts do."""
     primitive = recipe.primitives[index % len(recipe.primitives)]
-    known = shifts_of(primitive)
+    known = shifts_of(primitive, ranges_of(recipe))
     wanted = [name for name in known if name in recipe.shifts or (name != "id" and "ood" in recipe.shifts)]
     if not wanted:
         raise InputError(
@@ -103,7 +134,13 @@ def draw(recipe: SimulateRecipe, index: int) -> Scene:
     """The scene of a clip: a function of the recipe and its number alone."""
     primitive, shift = shift_of(recipe, index)
     return sample_scene(
-        recipe.seed, index, split=recipe.split, shift=shift, primitive=primitive, imperfect=recipe.imperfect
+        recipe.seed,
+        index,
+        split=recipe.split,
+        shift=shift,
+        primitive=primitive,
+        imperfect=recipe.imperfect,
+        ranges=ranges_of(recipe),
     )
 
 
@@ -136,9 +173,9 @@ def _make(recipe: SimulateRecipe, out: Path, unit: range) -> list[str]:
     scenes = [draw(recipe, index) for index in unit]
     if recipe.format == "folder":
         for scene in scenes:
-            write_clip(out, _name(scene.index), render(scene), recipe.arrays)
+            write_clip(out, _name(scene.index), film(scene, recipe.film), recipe.arrays)
     else:
-        files = ((_name(s.index), clip_files(_name(s.index), render(s), recipe.arrays)) for s in scenes)
+        files = ((_name(s.index), clip_files(_name(s.index), film(s, recipe.film), recipe.arrays)) for s in scenes)
         tars.write_tar(_folder(recipe, out) / _file(recipe, unit), files)
     return [reason for scene in scenes for reason in scene.rejections]
 
@@ -158,10 +195,10 @@ def _claim(out: Path, recipe: SimulateRecipe) -> None:
     path, mine = out / "recipe.json", recipe.model_dump(mode="json")
     if path.exists():
         other = SimulateRecipe().model_dump(mode="json") | json.loads(path.read_text())
-        changed = sorted(key for key in other if key != "num_clips" and mine.get(key) != other[key])
-        if changed or mine["num_clips"] < other["num_clips"]:
+        differ = sorted(key for key in other if key != "num_clips" and mine.get(key) != other[key])
+        if differ or mine["num_clips"] < other["num_clips"]:
             raise InputError(
-                f"already holds clips of another recipe ({', '.join(changed or ['num_clips'])} differ)",
+                f"already holds clips of another recipe ({', '.join(differ or ['num_clips'])} differ)",
                 where=out,
                 fix="Choose another --out or delete it.",
             )
@@ -182,7 +219,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--shifts", nargs="+", choices=(*SHIFTS, "ood"), help="default id; `ood` takes every shift that a motion has"
     )
-    p.add_argument("--primitives", nargs="+", choices=PRIMITIVES, help="default: all five")
+    p.add_argument("--primitives", nargs="+", choices=KNOWN, help="default: the five, without rolling")
     p.add_argument("--seed", type=int, help="default 0; the same seed gives the same clips")
     p.add_argument(
         "--imperfect", type=float, help="share of clips with wrong physics, to pre-train a base model (default 0)"
@@ -195,6 +232,13 @@ def parser() -> argparse.ArgumentParser:
         choices=("folder", "webdataset"),
         help="three files for each clip (default), or tars of 500 clips, for clusters whose disks dislike many files",
     )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change any value of the recipe, as world.size_px=256, world.camera_yaw_deg=[-15,15], film.shake=0.01",
+    )
     add_shard_option(p, "clip or tar")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     return p
@@ -205,12 +249,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(command.parse_args(argv))
     if arguments.pop("action") == "inspect":
         return inspection.run(arguments["folder"], arguments["sheet"], arguments["workers"])
-    out, path, workers, shard = (arguments.pop(key) for key in ("out", "recipe", "workers", "shard"))
+    out, path, workers, shard, changes = (arguments.pop(key) for key in ("out", "recipe", "workers", "shard", "set"))
     if out is None:
         command.error("the following arguments are required: --out")
     given = {key: value for key, value in arguments.items() if value is not None}
     base = load(SimulateRecipe, path).model_dump() if path else {}
-    recipe = validate(SimulateRecipe, base | given, where=str(path or "command line"))
+    recipe = validate(SimulateRecipe, changed(base | given, changes), where=str(path or "command line"))
     counts = simulate(recipe, out, workers, of_this_process(shard))
     print(f"{out}: {counts['made']} clips made, {counts['found']} were there. {_listing(counts['by_kind'])}")
     if counts["elsewhere"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,6 +29,7 @@ from newtonrewards.simulation import tars
 from newtonrewards.simulation.table import write_table
 
 ARRAYS = ("masks", "flow", "depth")
+UNUSUAL = ("acceleration_spread", "shake")
 AGAIN = "Delete the clip's row or its tar and run the same `simulate` again."
 
 
@@ -56,9 +58,12 @@ def clip_files(name: str, clip: Clip, arrays: tuple[str, ...] = ARRAYS) -> dict[
 
 
 def clip_row(name: str, clip: Clip) -> dict[str, Any]:
+    """A clip's row; what only unusual cameras have is left out where it has its default."""
     truth = clip.truth
     assert truth is not None and clip.valid is not None
     row = {field: getattr(truth, field) for field in Truth.__dataclass_fields__ if field not in ("flow", "depth")}
+    row |= {"acceleration_spread": truth.acceleration_spread or None}
+    row = {field: value for field, value in row.items() if field not in UNUSUAL or value is not None}
     return jsonable(
         {
             "name": name,
@@ -142,6 +147,19 @@ class ClipFolder:
         except OSError as error:
             raise InputError(f"can't read this file ({error.strerror})", where=path, fix=AGAIN) from None
 
+    def _video(self, index: int) -> Clip:
+        path, part = self.video_path(index), self._part(index, "mp4")
+        if part is None:
+            return read_clip(path)
+        with tempfile.TemporaryDirectory() as folder:  # decoders want a file
+            copy = Path(folder) / path.name
+            copy.write_bytes(part)
+            try:
+                clip = read_clip(copy)
+            except InputError as error:
+                raise InputError(error.what, where=path, fix=AGAIN) from None
+        return replace(clip, source=replace(clip.source, path=str(path)))
+
     def _folder(self, index: int) -> Path:
         shard = self.rows[index].get("shard")
         return self.path / "clips" if shard is None else self.path / tars.FOLDER / shard
@@ -158,7 +176,7 @@ class ClipFolder:
         if self._cache is not None and index in self._cache:
             frames, masks = self._cache[index]
             return _clip(row, frames.float() / 255, None if masks is None else masks.float() / 255)
-        clip = read_clip(self.video_path(index), content=self._part(index, "mp4"))
+        clip = self._video(index)
         arrays = self._arrays(index, clip.frames)
         masks = torch.from_numpy(arrays["masks"]) if "masks" in arrays else None
         if self._cache is not None:
@@ -198,6 +216,8 @@ def _clip(row: dict[str, Any], frames: torch.Tensor, masks: torch.Tensor | None)
         position=track("position"),
         velocity=track("velocity"),
         acceleration=track("acceleration"),
+        acceleration_spread=row.get("acceleration_spread", 0.0),
+        shake=track("shake") if "shake" in row else None,
         **{key: row[key] for key in plain},
     )
     return Clip(

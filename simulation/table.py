@@ -14,7 +14,7 @@ from typing import Any
 from newtonrewards.core.run import write_atomic
 
 GROUPS = ("parameters", "events")
-LEFT_OUT = ("position", "velocity", "acceleration", "valid", "members", "camera")
+LEFT_OUT = ("position", "velocity", "acceleration", "valid", "members", "shake")
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from newtonrewards.core.errors import InputError
+from newtonrewards.core.errors import InputError, NewtonError
+from newtonrewards.core.recipe import validate
 from newtonrewards.core.shard import Shard
 from newtonrewards.simulation import simulate as command
 from newtonrewards.simulation.simulate import SimulateRecipe, simulate
@@ -39,3 +40,36 @@ def test_all_of_it_fills_in_what_a_lost_shard_left_out(tmp_path: Path) -> None:
     counts = simulate(RECIPE, tmp_path, workers=1)
     assert (counts["found"], counts["made"], counts["elsewhere"]) == (4, 3, 0)
     assert len(ClipFolder(tmp_path)) == 7
+
+
+def test_options_of_world_and_camera_reach_the_clips(tmp_path: Path) -> None:
+    sets = ["--set", "world.size_px=48", "--set", "world.num_frames=9", "--set", "world.camera_yaw_deg=[10, 20]",
+            "--set", "world.restitution=[0.5, 0.6]", "--set", "film.shake=0.02", "--set", "film.shutter=0.5"]  # fmt: skip
+    assert command.main(["--out", str(tmp_path / "a"), "--num-clips", "5", "--workers", "1", *sets]) == 0
+    for clip in (ClipFolder(tmp_path / "a", with_flow=True)[index] for index in range(5)):
+        assert clip.frames.shape == (9, 3, 48, 48) and clip.truth is not None and clip.masks is not None
+        assert clip.truth.shake is not None and clip.truth.shake.shape == (9, 2, 3)
+        assert clip.truth.flow is not None and clip.truth.flow.shape == (8, 2, 48, 48)
+        assert 10 <= clip.truth.parameters["camera_yaw_deg"] <= 20
+        assert (clip.truth.acceleration_spread > 0) == (clip.truth.primitive != "free_fall")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "num_clips: 2\nprimitives: [roll_down]\nworld: {size_px: 32}\nfilm: {noise: 0.1}\nformat: webdataset"
+    )
+    assert command.main(["--out", str(tmp_path / "b"), "--recipe", str(recipe), "--workers", "1"]) == 0
+    assert ClipFolder(tmp_path / "b")[1].frames.shape == (17, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"world": {"size": 48}}, "size_px"),
+        ({"world": {"camera_yaw_deg": "wide"}}, "camera_yaw_deg"),
+        ({"film": {"shaking": 0.1}}, "shake"),
+        ({"primitives": ["fall"]}, "roll_down"),
+        ({"ranges": "/nowhere/ranges.yaml"}, "ranges.yaml"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_named(content: dict[str, object], words: str) -> None:
+    with pytest.raises(NewtonError, match=words):
+        validate(SimulateRecipe, content, where="recipe")
