@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 
 from newtonrewards.core.clip import Clip
+from newtonrewards.core.given import masks_of, track_of
 from newtonrewards.core.video import Size, read_clip, video_size
 from newtonrewards.eval.find import Found, find_object, lawful_velocities
-from newtonrewards.eval.given import masks_of, track_of
 from newtonrewards.eval.laws import LawFit
 from newtonrewards.eval.look import Seen, look
 from newtonrewards.eval.refine import refine

@@ -19,7 +19,7 @@ from newtonrewards.models.base import VideoModel
 from newtonrewards.models.load import load_video_model, save_trained
 from newtonrewards.rewards.floor import measure_floor
 from newtonrewards.rewards.reward import Reward
-from newtonrewards.simulation.store import ClipFolder
+from newtonrewards.simulation.layouts import open_clips
 from newtonrewards.training import checkpoint
 from newtonrewards.training.batches import Batches, ClipDataset
 from newtonrewards.training.objectives import FlowMatchingObjective, Objective, RewardObjective
@@ -41,7 +41,7 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
     output_folder(run)
     process = PartialState(cpu=_on_cpu())
     last = _last_state(recipe, run)
-    dataset = ClipFolder(recipe.data.clips, cache=recipe.data.cache)
+    dataset = open_clips(recipe.data.clips, recipe.data.layout, cache=recipe.data.cache)
     model = load_video_model(recipe.model).to(process.device)
     batches = Batches(dataset, recipe.seed, process.process_index, process.num_processes)
     if process.is_main_process:

@@ -43,8 +43,13 @@ def test_all_of_it_fills_in_what_a_lost_shard_left_out(tmp_path: Path) -> None:
 
 
 def test_options_of_world_and_camera_reach_the_clips(tmp_path: Path) -> None:
-    sets = ["--set", "world.size_px=48", "--set", "world.num_frames=9", "--set", "world.camera_yaw_deg=[10, 20]",
-            "--set", "world.restitution=[0.5, 0.6]", "--set", "film.shake=0.02", "--set", "film.shutter=0.5"]  # fmt: skip
+    changes = (
+        "world.size_px=48",
+        "world.num_frames=9",
+        "world.camera_yaw_deg=[10, 20]",
+        "world.restitution=[0.5, 0.6]",
+    )
+    sets = [word for change in (*changes, "film.shake=0.02", "film.shutter=0.5") for word in ("--set", change)]
     assert command.main(["--out", str(tmp_path / "a"), "--num-clips", "5", "--workers", "1", *sets]) == 0
     for clip in (ClipFolder(tmp_path / "a", with_flow=True)[index] for index in range(5)):
         assert clip.frames.shape == (9, 3, 48, 48) and clip.truth is not None and clip.masks is not None
