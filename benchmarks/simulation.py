@@ -103,7 +103,7 @@ def main() -> None:
     if other is None:
         print("PyBullet isn't installed: its column stays empty")
     rows = [
-        "| px | frames only | with truth | with truth, as files | PyBullet, RGB + depth + segmentation | ours / PyBullet |",
+        "| px | frames | with truth | with truth, as files | PyBullet: RGB, depth, segmentation | ours / PyBullet |",
         "|---|---|---|---|---|---|",
     ]
     for size in SIZES:
