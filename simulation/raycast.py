@@ -234,6 +234,26 @@ def object_shadow(px, py, pz, cx, cy_, light, kind, half, bound, ct, st, cyaw, s
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
+def around(cx, cy, bound, camera, focal, size):
+    """Rows from, to, and columns from, to, outside of which no ray meets a ball of this radius; generous."""
+    x, y, z = cx - camera[0, 0], cy - camera[0, 1], -camera[0, 2]
+    away = camera[3, 0] * x + camera[3, 1] * y + camera[3, 2] * z
+    if away < 2 * bound:
+        return 0.0, float(size), 0.0, float(size)
+    u = (camera[1, 0] * x + camera[1, 1] * y + camera[1, 2] * z) / away
+    v = (camera[2, 0] * x + camera[2, 1] * y + camera[2, 2] * z) / away
+    reach = 1.5 * (1 + u * u + v * v) * focal * bound / (away - bound) + 2
+    row, column = size / 2 - focal * v, size / 2 + focal * u
+    return (
+        max(0.0, row - reach),
+        min(float(size), row + reach),
+        max(0.0, column - reach),
+        min(float(size), column + reach),
+    )
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True)
 def trace_frames(
     centres,
     size,
@@ -264,8 +284,16 @@ def trace_frames(
     deep, flow = np.empty((frames, size, size), np.float32), np.zeros((frames, size, size, 2), np.float32)
     cyaw, syaw = math.cos(yaw), math.sin(yaw)
     bound = math.sqrt(half[0] ** 2 + half[1] ** 2 + half[2] ** 2)
+    plain, far = np.empty((size, size, 3), np.float32), np.empty((size, size), np.float32)
+    for i in range(size):
+        for j in range(size):
+            far[i, j] = depth[i, j]
+            for c in range(3):
+                plain[i, j, c] = albedo[i, j, c] * (AMBIENT + (1 - AMBIENT) * direct[i, j])
     for f in range(frames):
+        colour[f], deep[f] = plain, far
         cx, cy = centres[f, 0], centres[f, 1]
+        top, bottom, left, right = around(cx, cy, bound, camera, focal, size)
         ct, st = math.cos(tilts[f]), math.sin(tilts[f])
         for i in range(size):
             for j in range(size):
@@ -284,10 +312,12 @@ def trace_frames(
                     cyaw,
                     syaw,
                 )
-                shade = AMBIENT + (1 - AMBIENT) * direct[i, j] * lit
-                for c in range(3):
-                    colour[f, i, j, c] = albedo[i, j, c] * shade
-                deep[f, i, j] = depth[i, j]
+                if lit < 1:
+                    shade = AMBIENT + (1 - AMBIENT) * direct[i, j] * lit
+                    for c in range(3):
+                        colour[f, i, j, c] = albedo[i, j, c] * shade
+                if i < top or i >= bottom or j < left or j >= right:
+                    continue
                 dx, dy = (j + 0.5 - size / 2) / focal, -(i + 0.5 - size / 2) / focal
                 norm = math.sqrt(dx * dx + dy * dy + 1)
                 wx, wy, wz = world_ray(dx, dy, camera)
