@@ -171,16 +171,23 @@ def write_video(
         InputError: another suffix, or the file can't be written.
     """
     path = Path(path)
-    check_frames(frames, batched=False)
     if path.suffix.lower() not in CONTAINERS:
         raise InputError(f"can't write video into a '{path.suffix}' file", where=path, fix="Use .mp4, .mov or .mkv.")
-    content = _encode(to_8bit(frames), playback_fps, container=CONTAINERS[path.suffix.lower()], lossless=lossless)
+    content = encode_video(frames, playback_fps, container=CONTAINERS[path.suffix.lower()], lossless=lossless)
     try:
         # Not forced to disk: thousands are written, and what a power cut leaves empty is an error on reading.
         write_atomic(path, content, durable=False)
     except OSError as error:
         fix = "Check that the folder exists, is writable and has space."
         raise InputError(f"can't write this video ({error.strerror})", where=path, fix=fix) from None
+
+
+def encode_video(
+    frames: Float[Tensor, "T 3 H W"], playback_fps: float, *, container: str = "mp4", lossless: bool = True
+) -> bytes:
+    """The bytes of a video file; see `write_video`. The same frames give the same bytes on every machine."""
+    check_frames(frames, batched=False)
+    return _encode(to_8bit(frames), playback_fps, container=container, lossless=lossless)
 
 
 def to_8bit(frames: Float[Tensor, "*B 3 H W"]) -> UInt8[np.ndarray, "*B H W 3"]:

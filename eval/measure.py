@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 
 from newtonrewards.core.clip import Clip
+from newtonrewards.core.given import masks_of, track_of
 from newtonrewards.core.video import Stretch, read_stretches, to_8bit
 from newtonrewards.core.workers import ahead
 from newtonrewards.eval.constancy import constancy
 from newtonrewards.eval.find import Found, find_object, lawful_velocities
-from newtonrewards.eval.given import masks_of, track_of
 from newtonrewards.eval.laws import LawFit
 from newtonrewards.eval.look import Seen, look
 from newtonrewards.eval.pieces import part, shots, stride

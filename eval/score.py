@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from newtonrewards.core.errors import InputError, MissingExtra, NewtonError, run_command
 from newtonrewards.core.run import output_folder, write_json
+from newtonrewards.core.shard import Shard, add_shard_option, of_this_process
 from newtonrewards.core.video import write_video
 from newtonrewards.core.workers import Lost, isolated
 from newtonrewards.eval import compare
@@ -32,7 +33,7 @@ from newtonrewards.eval.measure import Options, measure_video
 from newtonrewards.eval.overlay import overlay
 from newtonrewards.eval.sam2_masks import segmenter
 from newtonrewards.eval.score_report import OVERLAYS, overlay_path, write_score_report
-from newtonrewards.eval.score_store import Record, ScoreStore, Shard, digest, record_name, unchanged
+from newtonrewards.eval.score_store import Record, ScoreStore, digest, record_name, unchanged
 from newtonrewards.eval.video_score import Motion, VideoFailure, VideoScore
 from newtonrewards.rewards.flow import FlowConfig, RaftFlow, load_flow
 
@@ -104,7 +105,7 @@ def score_files(files: Sequence[Path], job: Job, out: Path | None, shard: Shard,
         records of all files that have one: with `out` also those of earlier runs and of other shards.
     """
     store = None if out is None else ScoreStore(out, _settings(job), shard)
-    mine = list(files[shard.index :: shard.count])
+    mine = shard.of(files)
     records: dict[str, Record] = {} if store is None else store.records()
     done = unchanged(mine, records)
     missing = [file for file in mine if file not in done]
@@ -189,25 +190,10 @@ def _say(records: Sequence[Record], console: Console) -> None:
 # ---- command --------------------------------------------------------------------------------------------------------
 
 
-def _shard(text: str) -> Shard:
-    index, slash, count = text.partition("/")
-    if not slash or not index.isdecimal() or not count.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not of the form I/N, such as 0/4")
-    try:
-        return Shard(int(index), int(count))
-    except NewtonError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on")
     return int(text)
-
-
-def _own_shard() -> Shard:
-    """This process's part under `accelerate launch` or torchrun; everything elsewhere."""
-    return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -243,8 +229,7 @@ def parser() -> argparse.ArgumentParser:
                         "follows a law for longest count (default none)")  # fmt: skip
     p.add_argument("--segmenter-weights", metavar="DIR",
                    help="for sam2: folder of a SAM 2 video model of transformers, or its name on the hub")  # fmt: skip
-    p.add_argument("--shard", type=_shard, default=None, metavar="I/N",
-                   help="only each N-th video from the I-th on; the last one to end joins all parts")  # fmt: skip
+    add_shard_option(p, "video")
     p.add_argument("--workers", type=_count, default=os.cpu_count() or 1,
                    help="processes (default: one for each core); one that crashes costs its video only. 0: all in this "
                         "process")  # fmt: skip
@@ -279,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: every video was scored; 1: some files couldn't be, the others are."""
     tqdm.monitor_interval = 0  # no thread beside this one, so that workers can be forks
     a = parser().parse_args(argv)
-    shard = a.shard or _own_shard()
+    shard = of_this_process(a.shard)
     if shard.count > 1 and a.out is None:
         raise InputError("parts of the work need a place to meet", where="--shard", fix="Give --out.")
     flow = None if a.flow == "none" else FlowConfig(network=a.flow, weights=a.flow_weights)

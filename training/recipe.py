@@ -10,18 +10,20 @@ from pydantic import Field, model_validator
 from newtonrewards.core.recipe import Config
 from newtonrewards.models.load import ModelConfig
 from newtonrewards.rewards.reward import RewardConfig
+from newtonrewards.simulation.layouts import LayoutConfig
 
 
 class DataConfig(Config):
     """Clips to train on.
 
     Attributes:
-        clips: folder written by `newtonrewards simulate`.
+        clips: folder written by `newtonrewards simulate`, or another one whose `layout` is named.
         cache: keep decoded clips in memory (0.2 MB each at 64 px and 17 frames).
     """
 
     clips: Path
     cache: bool = True
+    layout: LayoutConfig = LayoutConfig()
 
 
 class OptimiserConfig(Config):

@@ -21,7 +21,7 @@ from newtonrewards.models.load import load_video_model, save_trained
 from newtonrewards.models.pipelines import PipelineModel
 from newtonrewards.rewards.floor import measure_floor
 from newtonrewards.rewards.reward import Reward
-from newtonrewards.simulation.store import ClipFolder
+from newtonrewards.simulation.layouts import open_clips
 from newtonrewards.training import checkpoint
 from newtonrewards.training.batches import Batches, ClipDataset
 from newtonrewards.training.objectives import FlowMatchingObjective, Objective, RewardObjective
@@ -43,7 +43,7 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
     output_folder(run)
     process = PartialState(cpu=_on_cpu())
     last = _last_state(recipe, run)
-    dataset = ClipFolder(recipe.data.clips, cache=recipe.data.cache)
+    dataset = open_clips(recipe.data.clips, recipe.data.layout, cache=recipe.data.cache)
     model = load_video_model(recipe.model).to(process.device)
     if isinstance(model, PipelineModel) and model.embeddings is not None:
         _encode_once(model, dataset, process)

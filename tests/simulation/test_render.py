@@ -117,6 +117,34 @@ def test_nothing_round_is_put_on_a_ramp() -> None:
     assert "sphere" not in {scene.shape for scene in scenes}
 
 
+def test_a_rolling_ball_turns_by_as_much_as_it_travels_and_says_what_it_is() -> None:
+    for index in range(10):
+        scene = sample_scene(4, index, primitive="roll_down", split="test")
+        way = np.linalg.norm(np.diff(scene.centres(), axis=0), axis=1).sum()
+        turned = scene.tilts()[-1] - scene.tilts()[0]
+        assert abs(turned) * scene.half_size[0] == pytest.approx(way)
+        assert np.sign(turned) == -scene.parameters["direction"], "clockwise to the right"
+        clip = render(scene)
+        assert "rolls" in clip.caption and scene.shape == "sphere" and clip.truth is not None
+        assert clip.truth.primitive == "roll_down" and clip.truth.pieces().max() == 0
+
+
+def test_bounces_are_events_and_each_piece_between_them_obeys_one_law() -> None:
+    ranges = default_ranges()
+    bouncing = ranges.model_copy(update={"world": ranges.world.model_copy(update={"restitution": (0.6, 0.8)})})
+    scene = sample_scene(11, 0, ranges=bouncing)
+    clip = render(scene)
+    assert clip.truth is not None and clip.valid is not None
+    assert {"land", "land_2"} <= clip.truth.events.keys() and 0.6 <= clip.truth.parameters["restitution"] <= 0.8
+    pieces = clip.truth.pieces()
+    assert torch.equal(pieces == 0, clip.valid)
+    for piece in pieces.unique():
+        inside = clip.truth.position[pieces == piece].double()
+        if len(inside) > 3:
+            assert inside.diff(n=3, dim=0).abs().max() < 1e-5
+    assert (clip.truth.position.double().diff(n=3, dim=0).abs() > 1e-3).any(), "but not across them"
+
+
 def test_imperfect_clips_move_wrongly_and_say_so() -> None:
     scenes = [sample_scene(9, i, imperfect=1.0) for i in range(60)]
     assert {scene.imperfection for scene in scenes} == {"factor", "constant_speed", "wobble"}
