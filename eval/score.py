@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from newtonrewards.core.errors import InputError, NewtonError, run_command
 from newtonrewards.core.run import output_folder, write_json
+from newtonrewards.core.shard import Shard, add_shard_option, of_this_process
 from newtonrewards.core.video import write_video
 from newtonrewards.core.workers import each
 from newtonrewards.eval import compare
@@ -30,7 +31,7 @@ from newtonrewards.eval.compare import Difference
 from newtonrewards.eval.measure import Options, measure_video
 from newtonrewards.eval.overlay import overlay
 from newtonrewards.eval.score_report import OVERLAYS, overlay_path, write_score_report
-from newtonrewards.eval.score_store import Record, ScoreStore, Shard, digest, unchanged
+from newtonrewards.eval.score_store import Record, ScoreStore, digest, unchanged
 from newtonrewards.eval.video_score import Motion, VideoFailure, VideoScore
 from newtonrewards.rewards.flow import FlowConfig, RaftFlow, load_flow
 
@@ -76,7 +77,7 @@ def score_files(files: Sequence[Path], job: Job, out: Path | None, shard: Shard,
         records of all files that have one: with `out` also those of earlier runs and of other shards.
     """
     store = None if out is None else ScoreStore(out, _settings(job), shard)
-    mine = list(files[shard.index :: shard.count])
+    mine = shard.of(files)
     records: dict[str, Record] = {} if store is None else store.records()
     done = unchanged(mine, records)
     missing = [file for file in mine if file not in done]
@@ -161,21 +162,6 @@ def _say(records: Sequence[Record], console: Console) -> None:
 # ---- command --------------------------------------------------------------------------------------------------------
 
 
-def _shard(text: str) -> Shard:
-    index, slash, count = text.partition("/")
-    if not slash or not index.isdecimal() or not count.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not of the form I/N, such as 0/4")
-    try:
-        return Shard(int(index), int(count))
-    except NewtonError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _own_shard() -> Shard:
-    """This process's part under `accelerate launch` or torchrun; everything elsewhere."""
-    return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-
-
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="newtonrewards score",
@@ -204,8 +190,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--flow", default="embedded", choices=("embedded", "raft_small", "raft_large", "none"),
                    help="second instrument (default embedded; none: silhouettes alone, faster)")  # fmt: skip
     p.add_argument("--flow-weights", type=Path, help="weights file, for raft_small and raft_large")
-    p.add_argument("--shard", type=_shard, default=None, metavar="I/N",
-                   help="only each N-th video from the I-th on; the last one to end joins all parts")  # fmt: skip
+    add_shard_option(p, "video")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     return p
 
@@ -213,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """0: every video was scored; 1: some files couldn't be, the others are."""
     a = parser().parse_args(argv)
-    shard = a.shard or _own_shard()
+    shard = of_this_process(a.shard)
     if shard.count > 1 and a.out is None:
         raise InputError("parts of the work need a place to meet", where="--shard", fix="Give --out.")
     flow = None if a.flow == "none" else FlowConfig(network=a.flow, weights=a.flow_weights)

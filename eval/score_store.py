@@ -11,30 +11,16 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_atomic, write_json, write_jsonl
+from newtonrewards.core.shard import Shard
 from newtonrewards.core.video import sha256
 from newtonrewards.eval.video_score import VideoFailure, VideoScore, columns, csv_row, parse_record
 
 Record = VideoScore | VideoFailure
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part `index` of `count`: every count-th video."""
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise InputError(
-                f"shard {self.index} of {self.count} doesn't exist", fix="The first is 0/N, the last N-1/N."
-            )
 
 
 class ScoreStore:
@@ -61,9 +47,7 @@ class ScoreStore:
     @property
     def part(self) -> Path:
         """The file that this process appends to."""
-        if self.shard.count == 1:
-            return self.folder / "scores.jsonl"
-        return self.folder / f"scores.{self.shard.index}-of-{self.shard.count}.jsonl"
+        return self.folder / self.shard.part("scores")
 
     def add(self, record: Record) -> None:
         """Keep a record, at once."""

@@ -11,8 +11,10 @@ the same clips start from the same noise and can be compared one by one. The sam
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from tqdm import tqdm
 from newtonrewards.core.errors import InputError, NewtonError, run_command
 from newtonrewards.core.recipe import validate
 from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_jsonl
+from newtonrewards.core.shard import WHOLE, Shard, add_shard_option, of_this_process
 from newtonrewards.core.video import read_clip, sha256, write_video
 from newtonrewards.models.base import VideoModel, VideoSpec, draw_noise
 from newtonrewards.models.load import PIPELINES, ModelConfig, load_video_model
@@ -96,16 +99,22 @@ def jobs_of_folder(folder: Path, limit: int | None = None) -> list[Job]:
 
 
 def generate(
-    model: VideoModel, jobs: Sequence[Job], out: Path, sampling: Sampling, origin: dict[str, Any]
+    model: VideoModel,
+    jobs: Sequence[Job],
+    out: Path,
+    sampling: Sampling,
+    origin: dict[str, Any],
+    shard: Shard = WHOLE,
 ) -> list[str]:
-    """Make the clips that `out` doesn't hold yet.
+    """Make the clips of a shard that `out` doesn't hold yet.
 
     Args:
         model: any VideoModel.
-        jobs: clips to make; batches are cut from this list, so that a resumed run computes the same batches.
+        jobs: clips to make, of all shards; batches are cut from this list, so that a resumed run computes the same.
         out: folder for NAME.mp4 and index.jsonl.
         sampling: seed, steps, guidance, batch size.
         origin: what the rows say of the model: `weights` (a hash) and anything else.
+        shard: which batches to make; a shard takes whole ones, so that its clips are the same to the bit.
     Returns:
         One line for each clip that could not be made.
     Raises:
@@ -126,19 +135,29 @@ def generate(
     }
     done = _rows_on_disk(out, common)
     failures: list[str] = []
-    with tqdm(total=len(jobs), desc="generate", unit="clip") as bar:
-        for start in range(0, len(jobs), sampling.batch_size):
-            batch = jobs[start : start + sampling.batch_size]
+    batches = shard.of([jobs[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)])
+    with tqdm(total=sum(map(len, batches)), desc="generate", unit="clip") as bar:
+        for batch in batches:
             rows = _rows(batch, common, failures)
             if any(not _same(done.get(job.name), rows[job.name]) for job in batch if job.name in rows):
                 made = _make_each([job for job in batch if job.name in rows], model, sampling, failures)
                 for job, frames in made:
-                    _write(out, job, frames, rows[job.name], done, failures)
+                    _write(out, shard, job, frames, rows[job.name], done, failures)
             bar.update(len(batch))
-    order = {job.name: job.index for job in jobs}
-    kept = sorted(done.values(), key=lambda row: (order.get(row["name"], len(jobs)), row["name"]))
-    write_jsonl(out / INDEX, kept)
+    _join(out, jobs, common, shard)
     return failures
+
+
+def _join(out: Path, jobs: Sequence[Job], common: dict[str, Any], shard: Shard) -> None:
+    """One index of all clips in the order of the jobs; a shard leaves that to the one that finds them all there."""
+    done = _rows_on_disk(out, common)
+    order = {job.name: job.index for job in jobs}
+    if shard.count > 1 and order.keys() - done.keys():
+        return
+    write_jsonl(out / INDEX, sorted(done.values(), key=lambda row: (order.get(row["name"], len(jobs)), row["name"])))
+    for part in _parts(out):
+        if part.name != INDEX:
+            part.unlink(missing_ok=True)
 
 
 def fingerprint(*folders: Path) -> str:
@@ -171,7 +190,10 @@ def _rows_on_disk(out: Path, common: dict[str, Any]) -> dict[str, dict[str, Any]
     Raises:
         InputError: naming the settings that differ.
     """
-    rows = read_jsonl(out / INDEX) if (out / INDEX).is_file() else []
+    rows: list[dict[str, Any]] = []
+    for part in _parts(out):
+        with contextlib.suppress(FileNotFoundError):  # another shard has joined them meanwhile
+            rows += read_jsonl(part)
     for row in rows:
         other = [f"{key} {row.get(key)}, not {common[key]}" for key in SETTINGS if row.get(key) != common[key]]
         if other:
@@ -181,6 +203,11 @@ def _rows_on_disk(out: Path, common: dict[str, Any]) -> dict[str, dict[str, Any]
                 fix="Choose another --out, or replace them with --overwrite.",
             )
     return {row["name"]: row for row in rows if (out / f"{row['name']}.mp4").is_file()}
+
+
+def _parts(out: Path) -> list[Path]:
+    """The index and those of shards, which are newer and so come last."""
+    return sorted(out.glob("index*.jsonl"), key=lambda path: (path.name != INDEX, path.name))
 
 
 def _same(row: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
@@ -219,7 +246,13 @@ def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling) -> Float[
 
 
 def _write(
-    out: Path, job: Job, frames: Tensor, row: dict[str, Any], done: dict[str, dict[str, Any]], failures: list[str]
+    out: Path,
+    shard: Shard,
+    job: Job,
+    frames: Tensor,
+    row: dict[str, Any],
+    done: dict[str, dict[str, Any]],
+    failures: list[str],
 ) -> None:
     """The file first, then its row: a clip with a row is whole. What is there already stays."""
     if _same(done.get(job.name), row):
@@ -229,7 +262,7 @@ def _write(
     except NewtonError as error:
         failures.append(f"{job.name}: {error}")
         return
-    append_jsonl(out / INDEX, row)
+    append_jsonl(out / shard.part("index"), row)
     done[job.name] = row
 
 
@@ -276,6 +309,11 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
     return [Job(arguments.image.stem, arguments.caption, 0, arguments.image)]
 
 
+def _device() -> str:
+    """A launcher's processes share the GPUs of their machine."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="newtonrewards generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -293,7 +331,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=int, default=16, help="clips at a time (default 16)")
     p.add_argument("--limit", type=int, help="only the first so many clips of --clips")
     p.add_argument("--overwrite", action="store_true", help="replace clips made with other settings")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add_shard_option(p, "batch")
+    p.add_argument("--device", default=_device(), help="default: %(default)s")
     wan = p.add_argument_group("for Wan pipelines (the embedded model has its own size)")
     wan.add_argument("--num-frames", type=int, help="4n + 1 (default 81)")
     wan.add_argument("--height", type=int, help="px (default 480)")
@@ -317,13 +356,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "lora": None if arguments.lora is None else str(arguments.lora),
         "weights": fingerprint(*parts),
     }
+    shard = of_this_process(arguments.shard)
     if arguments.overwrite:
-        (arguments.out / INDEX).unlink(missing_ok=True)  # without its row a clip counts as not made
+        if shard.count > 1:
+            raise InputError("--overwrite would take clips from other shards", fix=f"Delete {arguments.out} instead.")
+        for part in _parts(arguments.out):
+            part.unlink()  # without its row a clip counts as not made
     sampling = Sampling(arguments.seed, arguments.num_inference_steps, arguments.guidance_scale, arguments.batch_size)
-    failures = generate(model, jobs, arguments.out, sampling, origin)
+    failures = generate(model, jobs, arguments.out, sampling, origin, shard)
     for line in failures:
         print(f"failed: {line}", file=sys.stderr)
-    print(f"{arguments.out}: {len(jobs) - len(failures)} of {len(jobs)} clips.")
+    whole = f"{len(jobs) - len(failures)} of {len(jobs)} clips."
+    print(f"{arguments.out}: {whole if shard.count == 1 else f'shard {shard.index}/{shard.count} is done.'}")
     return 1 if failures else 0
 
 

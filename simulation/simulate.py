@@ -17,6 +17,7 @@ from tqdm import tqdm
 from newtonrewards.core.errors import InputError, run_command
 from newtonrewards.core.recipe import Config, load, validate
 from newtonrewards.core.run import output_folder, write_json
+from newtonrewards.core.shard import WHOLE, Shard, add_shard_option, of_this_process
 from newtonrewards.core.workers import each
 from newtonrewards.simulation.motions import PRIMITIVES
 from newtonrewards.simulation.ranges import SHIFTS, SPLITS, shifts_of
@@ -60,31 +61,42 @@ def shift_of(recipe: SimulateRecipe, index: int) -> tuple[str, str]:
     return primitive, wanted[(index // len(recipe.primitives)) % len(wanted)]
 
 
-def simulate(recipe: SimulateRecipe, out: Path, workers: int) -> dict[str, Any]:
-    """Make the clips that aren't there yet.
+def simulate(recipe: SimulateRecipe, out: Path, workers: int, shard: Shard = WHOLE) -> dict[str, Any]:
+    """Make the clips of a shard that aren't there yet; whoever finds all clips of the recipe there writes the index.
 
     Returns:
-        counts: made, found, by motion and shift, and why scenes were drawn again.
+        counts: made, found, missing in other shards, by motion and shift, and why scenes were drawn again.
     Raises:
         InputError: the folder can't be written, or holds clips of another recipe.
     """
     output_folder(out / "clips")
     _claim(out, recipe)
-    kinds = [shift_of(recipe, index) for index in range(recipe.num_clips)]
-    names = [f"{index:06d}" for index in range(recipe.num_clips)]
-    missing = [index for index, name in enumerate(names) if not (out / "clips" / f"{name}.json").exists()]
+    mine = shard.of(range(recipe.num_clips))
+    kinds = [shift_of(recipe, index) for index in mine]
+    missing = _missing(out, mine)
     rejections: Counter[str] = Counter()
     with tqdm(total=len(missing), desc=f"simulate {recipe.split}", unit="clip", disable=not missing) as bar:
         for reasons in each(partial(_make, recipe, out), missing, workers):
             rejections.update(reasons)
             bar.update()
-    write_index(out, names)
+    elsewhere = _missing(out, range(recipe.num_clips))
+    if not elsewhere:
+        write_index(out, [_name(index) for index in range(recipe.num_clips)])
     return {
         "made": len(missing),
-        "found": len(names) - len(missing),
+        "found": len(mine) - len(missing),
+        "elsewhere": len(elsewhere),
         "by_kind": dict(Counter(f"{primitive}/{shift}" for primitive, shift in kinds)),
         "drawn_again": dict(rejections),
     }
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}"
+
+
+def _missing(out: Path, indices: Sequence[int]) -> list[int]:
+    return [index for index in indices if not (out / "clips" / f"{_name(index)}.json").exists()]
 
 
 def _make(recipe: SimulateRecipe, out: Path, index: int) -> tuple[str, ...]:
@@ -92,7 +104,7 @@ def _make(recipe: SimulateRecipe, out: Path, index: int) -> tuple[str, ...]:
     scene = sample_scene(
         recipe.seed, index, split=recipe.split, shift=shift, primitive=primitive, imperfect=recipe.imperfect
     )
-    write_clip(out, f"{index:06d}", render(scene), recipe.arrays)
+    write_clip(out, _name(index), render(scene), recipe.arrays)
     return scene.rejections
 
 
@@ -128,18 +140,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--arrays", nargs="*", choices=ARRAYS, help="ground truth to store beside frames and track (default: all)"
     )
+    add_shard_option(p, "clip")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser().parse_args(argv))
-    out, path, workers = arguments.pop("out"), arguments.pop("recipe"), arguments.pop("workers")
+    out, path, workers, shard = (arguments.pop(key) for key in ("out", "recipe", "workers", "shard"))
     given = {key: value for key, value in arguments.items() if value is not None}
     base = load(SimulateRecipe, path).model_dump() if path else {}
     recipe = validate(SimulateRecipe, base | given, where=str(path or "command line"))
-    counts = simulate(recipe, out, workers)
+    counts = simulate(recipe, out, workers, of_this_process(shard))
     print(f"{out}: {counts['made']} clips made, {counts['found']} were there. {_listing(counts['by_kind'])}")
+    if counts["elsewhere"]:
+        print(f"{counts['elsewhere']} clips of other shards are still to come; the last one writes the index.")
     if counts["drawn_again"]:
         print(f"drawn again: {_listing(counts['drawn_again'])}")
     return 0

@@ -27,6 +27,8 @@ from newtonrewards.training.optimisers import learning_rate, optimisers
 from newtonrewards.training.recipe import RewardStage, Stage, TrainRecipe
 
 SENTINEL_WINDOW = 20
+# Ctrl-C; what launchers and schedulers send before they kill; what a SLURM job sends its ranks before its time is up.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Trainer:
@@ -87,9 +89,10 @@ class Trainer:
                 logs = self.train_step()
                 self.step += 1
                 self._record(logs, bar)
-                if self.step % self.recipe.checkpoint.every == 0 or self.step == self.last_step or self._interrupted:
+                stopped = self._stopped()
+                if self.step % self.recipe.checkpoint.every == 0 or self.step == self.last_step or stopped:
                     self.save()
-                if self._interrupted:
+                if stopped:
                     raise Interrupted(
                         f"stopped after step {self.step}", where=self.run, fix="The same command goes on from there."
                     )
@@ -168,16 +171,22 @@ class Trainer:
                     fix="The model games the reward: lower its weight or raise anchor_weight.",
                 )
 
+    def _stopped(self) -> bool:
+        """Whether any process was asked to stop. Not all hear of it in the same step, but all must end after one."""
+        if self._interrupted:
+            self.accelerator.set_trigger()
+        return bool(self.accelerator.check_trigger())
+
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """A first Ctrl-C or SIGTERM ends the step and saves; a second one ends at once."""
+        """The first ends the step and saves; a second Ctrl-C ends at once. Schedulers send theirs several times."""
 
         def handler(number: int, frame: FrameType | None) -> None:
-            if self._interrupted:
+            if self._interrupted and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._interrupted = True
 
-        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
         try:
             yield
         finally:
