@@ -1,0 +1,63 @@
+#!/bin/bash
+MODEL=${MODEL:-}                     # folder of the model to train
+RECIPE=${RECIPE:-}                   # how; its model.path and data.clips are set to MODEL and the new clips
+RUN=${RUN:-runs/chain}               # folder of everything
+TASKS=${TASKS:-8}                    # of each array
+TRAIN_CLIPS=${TRAIN_CLIPS:-2000}     # simulated clips to train on
+TEST_CLIPS=${TEST_CLIPS:-100}        # held-out ones: generated from before and after training, scored, evaluated
+TRAIN_SBATCH=${TRAIN_SBATCH:-}       # options of sbatch for training, as --nodes=2
+GENERATE_SBATCH=${GENERATE_SBATCH:-} # and for generation
+CPU_SBATCH=${CPU_SBATCH:-}           # and for the rest
+GENERATE=${GENERATE:-}               # options of `newtonrewards generate`, as --num-frames 81 --guidance-scale 5
+# Submits all jobs from clips to report, each of which waits for those that it needs; run it on the login node, from the
+# root of the repository, with more options of `newtonrewards train` at the end:
+#   MODEL=Wan2.2 RECIPE=my.yaml RUN=runs/mine TRAIN_SBATCH=--nodes=2 launch/slurm/chain.sh
+# An array is followed by one job that fills in what is missing and joins the parts. If a job fails, those that need it
+# are cancelled; the same line again goes on. Site: SBATCH_PARTITION, SBATCH_ACCOUNT.
+set -eu
+scripts=launch/slurm
+[ -e $scripts/common.sh ] || { echo "Run it from the root of the repository." >&2; exit 2; }
+for name in MODEL RECIPE; do
+    [ -e "${!name}" ] || { echo "$name=${!name} doesn't exist. Set it: $name=... launch/slurm/chain.sh" >&2; exit 2; }
+done
+submitted=()
+trap '[ "${#submitted[@]}" = 0 ] || scancel "${submitted[@]}"' ERR # half a chain is none
+
+submit() { # NAME AFTER ARGUMENTS of sbatch...: sets id
+    local after=${2:+--dependency=afterok:$2}
+    # shellcheck disable=SC2086  # none, where there is nothing to wait for
+    id=$(sbatch --parsable --kill-on-invalid-dep=yes --job-name="$1" $after "${@:3}")
+    id=${id%%;*}
+    submitted+=("$id")
+    echo "$id $1"
+}
+
+array() { # the same, as an array and the job that joins it: sets id to the latter
+    submit "$1" "$2" --array="0-$((TASKS - 1))" "${@:3}"
+    submit "$1_join" "$id" "${@:3}"
+}
+
+read -ra train_sbatch <<<"$TRAIN_SBATCH"
+read -ra generate_sbatch <<<"$GENERATE_SBATCH"
+read -ra cpu_sbatch <<<"$CPU_SBATCH"
+read -ra generate <<<"$GENERATE"
+export MODEL CLIPS OUT TRAINED VIDEOS TRUTH ARMS TRAINING PARTIAL=1
+
+OUT=$RUN/data/train array simulate_train "" "${cpu_sbatch[@]}" $scripts/simulate.sh --num-clips "$TRAIN_CLIPS"
+train_clips=$id
+OUT=$RUN/data/test array simulate_test "" "${cpu_sbatch[@]}" $scripts/simulate.sh --num-clips "$TEST_CLIPS" --split test
+test_clips=$id
+OUT=$RUN/train submit train "$train_clips" "${train_sbatch[@]}" $scripts/train.sh \
+    --set "model.path=$MODEL" --set "data.clips=$RUN/data/train" "$@"
+train=$id
+CLIPS=$RUN/data/test
+TRAINED='' OUT=$RUN/before array before "$test_clips" "${generate_sbatch[@]}" $scripts/generate.sh "${generate[@]}"
+before=$id
+TRAINED=$RUN/train/model OUT=$RUN/after array after "$test_clips:$train" \
+    "${generate_sbatch[@]}" $scripts/generate.sh "${generate[@]}"
+after=$id
+VIDEOS=$RUN/after OUT=$RUN/scores array score "$before:$after" "${cpu_sbatch[@]}" $scripts/score.sh \
+    --reference "$RUN/before"
+TRUTH=$RUN/data/test ARMS="before=$RUN/before after=$RUN/after" TRAINING=$RUN/train OUT=$RUN/results \
+    submit evaluate "$before:$after" "${cpu_sbatch[@]}" $scripts/evaluate.sh
+echo "squeue --me shows them; $RUN/results/report.html will be there when all are done."
