@@ -3,8 +3,7 @@ MODEL=${MODEL:-}                     # folder of the model to train
 RECIPE=${RECIPE:-}                   # how; its model.path and data.clips are set to MODEL and the new clips
 RUN=${RUN:-runs/chain}               # folder of everything
 TASKS=${TASKS:-8}                    # of each array
-TRAIN_CLIPS=${TRAIN_CLIPS:-2000}     # simulated clips to train on
-TEST_CLIPS=${TEST_CLIPS:-100}        # held-out ones: generated from before and after training, scored, evaluated
+TRAIN_CLIPS=${TRAIN_CLIPS:-2000} TEST_CLIPS=${TEST_CLIPS:-100} # simulated, to train on and to generate from
 TRAIN_SBATCH=${TRAIN_SBATCH:-}       # options of sbatch for training, as --nodes=2
 GENERATE_SBATCH=${GENERATE_SBATCH:-} # and for generation
 CPU_SBATCH=${CPU_SBATCH:-}           # and for the rest
@@ -21,7 +20,7 @@ for name in MODEL RECIPE; do
     [ -e "${!name}" ] || { echo "$name=${!name} doesn't exist. Set it: $name=... launch/slurm/chain.sh" >&2; exit 2; }
 done
 submitted=()
-trap '[ "${#submitted[@]}" = 0 ] || scancel "${submitted[@]}"' ERR # half a chain is none
+trap '[ "${#submitted[@]}" = 0 ] || scancel "${submitted[@]}"' EXIT # half a chain is none
 
 submit() { # NAME AFTER ARGUMENTS of sbatch...: sets id
     local after=${2:+--dependency=afterok:$2}
@@ -60,4 +59,5 @@ VIDEOS=$RUN/after OUT=$RUN/scores array score "$before:$after" "${cpu_sbatch[@]}
     --reference "$RUN/before"
 TRUTH=$RUN/data/test ARMS="before=$RUN/before after=$RUN/after" TRAINING=$RUN/train OUT=$RUN/results \
     submit evaluate "$before:$after" "${cpu_sbatch[@]}" $scripts/evaluate.sh
+submitted=()
 echo "squeue --me shows them; $RUN/results/report.html will be there when all are done."

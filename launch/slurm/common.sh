@@ -55,12 +55,9 @@ step() { # ARGUMENTS of python, or `ranks` and those of torchrun: once on each n
     # srun doesn't take over --cpus-per-task since SLURM 22.05. One node lost is all lost: don't let the others wait.
     srun --mpi=none --kill-on-bad-exit=1 --nodes="$SLURM_NNODES" --ntasks-per-node=1 \
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$ROOT/launch/slurm/node.sh" "$@" &
-    wait "$!"
+    while kill -0 "$!" 2>/dev/null; do wait "$!"; done # a signal ends `wait`, not the step
+    wait "$!" # its code is remembered
     code=$?
-    while kill -0 "$!" 2>/dev/null; do # a signal ends `wait`, not the step
-        wait "$!"
-        code=$?
-    done
     trap '' USR1
     trap - TERM
 }

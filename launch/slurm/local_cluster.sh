@@ -67,8 +67,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=sched_interval=2,bf_interval=2
 GresTypes=gpu
-NodeName=DEFAULT NodeHostname=$host NodeAddr=127.0.0.1 CPUs=64 RealMemory=500000 Gres=gpu:2
-$(for node in 1 2 3 4 5; do echo "NodeName=node$node Port=$((port + node))"; done)
+NodeName=DEFAULT CPUs=64 RealMemory=500000 Gres=gpu:2
+$(for node in 1 2 3 4 5; do echo "NodeName=node$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + node))"; done)
 PartitionName=main Nodes=node[1-2] Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=node[1-2] MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 PartitionName=spare Nodes=node[3-5] MaxTime=INFINITE PriorityTier=1 PreemptMode=OFF
