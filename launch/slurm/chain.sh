@@ -11,8 +11,8 @@ GENERATE=${GENERATE:-}               # options of `newtonrewards generate`, as -
 # Submits all jobs from clips to report, each of which waits for those that it needs; run it on the login node, from the
 # root of the repository, with more options of `newtonrewards train` at the end:
 #   MODEL=Wan2.2 RECIPE=my.yaml RUN=runs/mine TRAIN_SBATCH=--nodes=2 launch/slurm/chain.sh
-# An array is followed by one job that fills in what is missing and joins the parts. If a job fails, those that need it
-# are cancelled; the same line again goes on. Site: SBATCH_PARTITION, SBATCH_ACCOUNT.
+# Clips that can't be made or scored stop nothing; the evaluation names them. If a job fails, those that need it are
+# cancelled, and the same line again goes on. For your site set SBATCH_PARTITION and SBATCH_ACCOUNT.
 set -eu
 scripts=launch/slurm
 [ -e $scripts/common.sh ] || { echo "Run it from the root of the repository." >&2; exit 2; }
@@ -31,8 +31,12 @@ submit() { # NAME AFTER ARGUMENTS of sbatch...: sets id
     echo "$id $1"
 }
 
-array() { # the same, as an array and the job that joins it: sets id to the latter
+array() { # the same, in parts
     submit "$1" "$2" --array="0-$((TASKS - 1))" "${@:3}"
+}
+
+joined() { # the same, and a job that joins the parts: on a shared disk no part may know that it is the last
+    array "$@"
     submit "$1_join" "$id" "${@:3}"
 }
 
@@ -42,9 +46,9 @@ read -ra cpu_sbatch <<<"$CPU_SBATCH"
 read -ra generate <<<"$GENERATE"
 export MODEL CLIPS OUT TRAINED VIDEOS TRUTH ARMS TRAINING PARTIAL=1
 
-OUT=$RUN/data/train array simulate_train "" "${cpu_sbatch[@]}" $scripts/simulate.sh --num-clips "$TRAIN_CLIPS"
+OUT=$RUN/data/train joined simulate_train "" "${cpu_sbatch[@]}" $scripts/simulate.sh --num-clips "$TRAIN_CLIPS"
 train_clips=$id
-OUT=$RUN/data/test array simulate_test "" "${cpu_sbatch[@]}" $scripts/simulate.sh --num-clips "$TEST_CLIPS" --split test
+OUT=$RUN/data/test joined simulate_test "" "${cpu_sbatch[@]}" $scripts/simulate.sh --num-clips "$TEST_CLIPS" --split test
 test_clips=$id
 OUT=$RUN/train submit train "$train_clips" "${train_sbatch[@]}" $scripts/train.sh \
     --set "model.path=$MODEL" --set "data.clips=$RUN/data/train" "$@"
@@ -55,9 +59,9 @@ before=$id
 TRAINED=$RUN/train/model OUT=$RUN/after array after "$test_clips:$train" \
     "${generate_sbatch[@]}" $scripts/generate.sh "${generate[@]}"
 after=$id
-VIDEOS=$RUN/after OUT=$RUN/scores array score "$before:$after" "${cpu_sbatch[@]}" $scripts/score.sh \
+VIDEOS=$RUN/after OUT=$RUN/scores joined score "$before:$after" "${cpu_sbatch[@]}" $scripts/score.sh \
     --reference "$RUN/before"
-TRUTH=$RUN/data/test ARMS="before=$RUN/before after=$RUN/after" TRAINING=$RUN/train OUT=$RUN/results \
+TRUTH=$RUN/data/test ARMS="before=$RUN/before after=$RUN/after" TRAINING=$RUN/train OUT=$RUN/results PARTIAL=0 \
     submit evaluate "$before:$after" "${cpu_sbatch[@]}" $scripts/evaluate.sh
 submitted=()
 echo "squeue --me shows them; $RUN/results/report.html will be there when all are done."

@@ -62,17 +62,21 @@ step() { # ARGUMENTS of python, or `ranks` and those of torchrun: once on each n
     trap - TERM
 }
 
-ranks() { # ARGUMENTS of torchrun: -m MODULE ...
+ranks() { # -m MODULE ARGUMENTS...: PROCESSES of it on each node, through torchrun unless it is one in all
     local first
+    export PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
+    local threads=$((${SLURM_CPUS_PER_TASK:-1} / PROCESSES)) # torchrun's own choice is 1
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}
+    if [ $((PROCESSES * SLURM_NNODES)) = 1 ]; then
+        step "$@"
+        return
+    fi
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     # The address that SLURM itself uses: the name needn't mean anything to anyone else.
     MASTER_ADDR=$(scontrol show node --oneliner "$first" | grep -o ' NodeAddr=[^ ]*')
     export MASTER_ADDR=${MASTER_ADDR#*=}
     # Two jobs on one machine must not meet; below the ports that systems hand out by themselves (from 32768 on).
     export MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
-    export PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
-    local threads=$((${SLURM_CPUS_PER_TASK:-1} / PROCESSES)) # torchrun's own choice is 1
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}
     export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
     # Ranks that got TERM end their step and save; torchrun would kill them after 30 s.
     export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-3600}
@@ -87,7 +91,7 @@ newest() { # what the job has brought so far; a script that can say it better de
 finish() { # the job's end, by the code of its step
     case $code in
         0) say "done" && exit 0 ;;
-        1) [ "${PARTIAL:-0}" = 1 ] && die "some inputs failed, see above; the rest is there (PARTIAL=1)" 0 ;;
+        1) [ -z "${PARTIAL:-}" ] || die "some inputs failed, see above; the rest is there" $((PARTIAL == 1 ? 0 : 1)) ;;
         2) die "not tried again: see the error above" ;;
     esac
     requeue

@@ -5,6 +5,7 @@ TRUTH=${TRUTH:-}            # folder of simulated clips
 ARMS=${ARMS:-}              # NAME=FOLDER of generated clips, several with spaces between
 OUT=${OUT:-runs/results}    # folder of summary.json, scores.jsonl, report.html
 TRAINING=${TRAINING:-}      # run folder whose curves the report shows
+PARTIAL=${PARTIAL:-0}       # 1: clips that can't be measured don't fail the job
 RETRIES=${RETRIES:-3}       # give up after so many ends in a row
 # usage, from the root of the repository, with more options of `newtonrewards evaluate` at the end:
 #   TRUTH=runs/data/test ARMS="before=runs/before after=runs/after" sbatch launch/slurm/evaluate.sh --rewards

@@ -6,7 +6,8 @@
 #   export SLURM_CONF=DIR/slurm.conf                   # then squeue, sbatch, ... talk to it
 #
 # Partitions: main (node1 and 2; urgent may preempt its jobs), urgent (the same nodes), spare (node3 to 5).
-# Needs: apt-get install --no-install-recommends slurm-wlm munge. No root, no systemd, no accounting.
+# Needs: apt-get install --no-install-recommends slurm-wlm munge, and a DIR that others may enter (munge insists). No
+# root, no systemd, no accounting.
 set -u
 
 # Of all processes: those that the cluster in folder $1 started, by what stands in their environment.
@@ -58,6 +59,7 @@ TaskPlugin=task/none
 ReturnToService=2
 SlurmdTimeout=10
 KillWait=5
+MinJobAge=3600
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -81,10 +83,15 @@ daemon() { # NAME COMMAND...: in a session of its own, so that Ctrl-C in the ter
 }
 
 stop() {
-    local id
+    local id left
     trap - EXIT INT TERM HUP
-    timeout 10 scancel --user="$(id -un)" >/dev/null 2>&1
-    for _ in {1..80}; do [ -n "$(timeout 5 squeue -h 2>/dev/null)" ] && sleep 0.1; done
+    if timeout 10 scancel --user="$(id -un)" >/dev/null 2>&1; then
+        for _ in {1..80}; do
+            left=$(timeout 5 squeue -h 2>/dev/null) || break
+            [ -n "$left" ] || break
+            sleep 0.1
+        done
+    fi
     for ((id = ${#pids[@]} - 1; id >= 0; id--)); do kill "${pids[id]}" 2>/dev/null; done
     for _ in {1..50}; do [ -n "$(jobs -rp)" ] && sleep 0.1; done
     for id in "${pids[@]}"; do kill -KILL "$id" 2>/dev/null; done
@@ -102,9 +109,11 @@ start() {
     daemon munged munged -F --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
         --seed-file="$dir/munged.seed" --log-file="$dir/log/munged.log"
     for _ in {1..100}; do [ -S "$dir/munge.socket" ] || sleep 0.1; done
+    [ -S "$dir/munge.socket" ] || { cat "$dir/log/munged.out" >&2 && exit 1; }
     daemon slurmctld slurmctld -D -i
     for node in node{1..5}; do daemon "$node" env "LOCAL_NODE=$node" slurmd -D -N "$node"; done
     for _ in {1..300}; do
+        [ "$(jobs -rp | wc -l)" = 7 ] || break
         if [ "$(sinfo -hN -t idle -o %N 2>/dev/null | sort -u | wc -l)" = 5 ]; then
             echo "ready: export SLURM_CONF=$SLURM_CONF"
             cat <&0 >/dev/null &
@@ -130,5 +139,5 @@ PATH=$PATH:/usr/sbin:/sbin
 case "${1:-} $#" in
     "start 2") dir=$(mkdir -p "$2" && cd "$2" && pwd -P) && start ;;
     "power_off 3") dir=$(cd "$2" && pwd -P) && power_off "$3" ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
 esac
