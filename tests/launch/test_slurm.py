@@ -35,7 +35,7 @@ pytestmark = pytest.mark.xdist_group("slurm")
 # Small jobs: on the CPU, one core.
 SMALL = ("--gpus-per-node=0", "--cpus-per-task=1", "--mem=100")
 # When to give up; a busy machine takes its time.
-PATIENCE = 400.0
+PATIENCE = 900.0
 RUNNING = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
 
 
