@@ -44,7 +44,7 @@ read -ra train_sbatch <<<"$TRAIN_SBATCH"
 read -ra generate_sbatch <<<"$GENERATE_SBATCH"
 read -ra cpu_sbatch <<<"$CPU_SBATCH"
 read -ra generate <<<"$GENERATE"
-export MODEL CLIPS OUT TRAINED VIDEOS TRUTH ARMS TRAINING PARTIAL=1
+export MODEL CLIPS OUT TRAINED VIDEOS TRUTH ARMS TRAINING PARTIAL
 
 OUT=$RUN/data/train joined simulate_train "" "${cpu_sbatch[@]}" $scripts/simulate.sh --num-clips "$TRAIN_CLIPS"
 train_clips=$id
@@ -54,6 +54,7 @@ OUT=$RUN/train submit train "$train_clips" "${train_sbatch[@]}" $scripts/train.s
     --set "model.path=$MODEL" --set "data.clips=$RUN/data/train" "$@"
 train=$id
 CLIPS=$RUN/data/test
+PARTIAL=1
 TRAINED='' OUT=$RUN/before array before "$test_clips" "${generate_sbatch[@]}" $scripts/generate.sh "${generate[@]}"
 before=$id
 TRAINED=$RUN/train/model OUT=$RUN/after array after "$test_clips:$train" \

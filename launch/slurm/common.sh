@@ -40,26 +40,28 @@ find_shard() { # sets SHARD for a task of an array; one that is submitted again 
     PART=.$index-of-$count
 }
 
-ask_to_stop() { # $1: the signal that this shell got
+ask_to_stop() { # $1: the signal that this shell got; some come twice, and torchrun doesn't bear a second one
+    [ -z "$stopping" ] || return
     stopping=1
     say "got $1: the step shall save and end"
     scancel --signal=TERM "$JOB" # all processes of the steps; not this shell
 }
 
+stopping=
+trap 'ask_to_stop USR1' USR1
+trap 'ask_to_stop TERM' TERM
+
 step() { # ARGUMENTS of python, or `ranks` and those of torchrun: once on each node; sets code
     export PYTHON ROOT
     export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
-    stopping=
-    trap 'ask_to_stop USR1' USR1
-    trap 'ask_to_stop TERM' TERM
+    code=143
+    [ -z "$stopping" ] || return # before it began
     # srun doesn't take over --cpus-per-task since SLURM 22.05. One node lost is all lost: don't let the others wait.
     srun --mpi=none --kill-on-bad-exit=1 --nodes="$SLURM_NNODES" --ntasks-per-node=1 \
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$ROOT/launch/slurm/node.sh" "$@" &
     while kill -0 "$!" 2>/dev/null; do wait "$!"; done # a signal ends `wait`, not the step
     wait "$!" # its code is remembered
     code=$?
-    trap '' USR1
-    trap - TERM
 }
 
 ranks() { # -m MODULE ARGUMENTS...: PROCESSES of it on each node, through torchrun unless it is one in all

@@ -13,5 +13,6 @@ ROOT=${ROOT:-${SLURM_SUBMIT_DIR:-.}}
 . "$ROOT/launch/slurm/common.sh" || { echo "Submit it from the root of the repository, or set ROOT." >&2 && exit 2; }
 prepare
 find_shard
+PARTIAL='' # 1 is a crash here
 step -m newtonrewards.simulation.simulate --out "$OUT" --shard "$SHARD" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@"
 finish

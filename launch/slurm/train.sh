@@ -22,5 +22,6 @@ newest() {
     echo "${checkpoints:+$(basename "$checkpoints")}"
 }
 
+PARTIAL='' # 1 is a crash here
 ranks -m newtonrewards.training.train --recipe "$RECIPE" --out "$OUT" "$@"
 finish
