@@ -128,11 +128,11 @@ start() {
 }
 
 power_off() { # NODE
-    local id
-    kill -KILL "$(cat "$dir/$1.pid")"
-    for id in $(belonging "$dir" "LOCAL_NODE=$1") $(belonging "$dir" "SLURMD_NODENAME=$1"); do
-        kill -KILL "$id" 2>/dev/null
-    done
+    local ids
+    mapfile -t ids < <(belonging "$dir" "SLURMD_NODENAME=$1" && belonging "$dir" "LOCAL_NODE=$1")
+    [ "${#ids[@]}" -gt 0 ] || { echo "nothing runs on $1" >&2 && exit 1; }
+    kill -KILL "${ids[@]}" 2>/dev/null
+    return 0 # one may have ended by itself
 }
 
 PATH=$PATH:/usr/sbin:/sbin
