@@ -48,7 +48,8 @@ export MODEL CLIPS OUT TRAINED VIDEOS TRUTH ARMS TRAINING PARTIAL
 
 OUT=$RUN/data/train joined simulate_train "" "${cpu_sbatch[@]}" $scripts/simulate.sh --num-clips "$TRAIN_CLIPS"
 train_clips=$id
-OUT=$RUN/data/test joined simulate_test "" "${cpu_sbatch[@]}" $scripts/simulate.sh --num-clips "$TEST_CLIPS" --split test
+OUT=$RUN/data/test joined simulate_test "" "${cpu_sbatch[@]}" $scripts/simulate.sh --num-clips "$TEST_CLIPS" \
+    --split test
 test_clips=$id
 OUT=$RUN/train submit train "$train_clips" "${train_sbatch[@]}" $scripts/train.sh \
     --set "model.path=$MODEL" --set "data.clips=$RUN/data/train" "$@"

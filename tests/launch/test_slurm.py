@@ -36,6 +36,8 @@ pytestmark = pytest.mark.xdist_group("slurm")
 SMALL = ("--gpus-per-node=0", "--cpus-per-task=1", "--mem=100")
 # When to give up; a busy machine takes its time.
 PATIENCE = 900.0
+# Of the recipe.
+STEPS = 60
 RUNNING = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
 
 
@@ -138,14 +140,30 @@ def training(cluster: Cluster, world: dict[str, Path], tmp_path_factory: pytest.
 
     jobs = {"preempted": train("preempted", "--nodes=2", "--cpus-per-task=40")}
     jobs["bereft"] = train("bereft", "--nodes=2", "--partition=spare")
-    until(lambda: len(rows(folder / "preempted")) >= 3, "the run to be preempted has begun")
-    urgent = cluster.sbatch("-p", "urgent", "-N2", "--ntasks-per-node=1", "--cpus-per-task=40", "--wrap=sleep 1")
-    until(lambda: len(rows(folder / "bereft")) >= 5, "the run to lose a node has begun")
-    node = cluster.facts(jobs["bereft"])[0]["NodeList"]
-    assert node == "node[3-4]"
-    cluster.run(SCRIPTS / "local_cluster.sh", "power_off", cluster.folder, "node4")
-    assert len(rows(folder / "bereft")) < 40, "lost after its end"
-    assert cluster.wait(urgent, *jobs.values()) == ["COMPLETED"] * 3
+    urgent = [
+        "sbatch",
+        "-p",
+        "urgent",
+        "-N2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=40",
+        "-o/dev/null",
+        "--wrap=true",
+    ]
+    disturbances = {
+        "preempted": urgent,
+        "bereft": [SCRIPTS / "local_cluster.sh", "power_off", cluster.folder, "node4"],
+    }
+
+    def disturb() -> bool:
+        """Each run as soon as it is past its first checkpoint, whichever is first."""
+        for name in [name for name in disturbances if len(rows(folder / name)) >= 5]:
+            cluster.run(*disturbances.pop(name))
+            assert len(rows(folder / name)) < STEPS, "too late"
+        return not disturbances
+
+    until(disturb, "both runs are past their first checkpoint")
+    assert cluster.wait(*jobs.values()) == ["COMPLETED"] * 2
     jobs["two"] = train("two", "--nodes=2")
     jobs["one"] = train("one")
     assert cluster.wait(jobs["two"], jobs["one"]) == ["COMPLETED"] * 2
@@ -155,7 +173,7 @@ def training(cluster: Cluster, world: dict[str, Path], tmp_path_factory: pytest.
 @needs_slurm
 def test_two_nodes_train_what_one_process_trains(cluster: Cluster, training: Training) -> None:
     two, one = (rows(training.folder / name) for name in ("two", "one"))
-    assert [row["step"] for row in two] == list(range(1, 41))
+    assert [row["step"] for row in two] == list(range(1, STEPS + 1))
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-4)
     log = cluster.log(training.jobs["two"])
     for number, node in enumerate(("node1", "node2"), 1):
@@ -171,7 +189,7 @@ def test_a_preempted_run_saves_is_requeued_and_ends_in_the_same_bits(cluster: Cl
     assert stopped and f"goes on from step_{int(stopped[1]):06d}" in log
     assert "start 1 on node[1-2]" in log, "the log of the first start was cut off, or there was no second one"
     assert cluster.facts(training.jobs["preempted"])[0]["Restarts"] == "1"
-    assert [row["step"] for row in rows(training.folder / "preempted")] == list(range(1, 41))
+    assert [row["step"] for row in rows(training.folder / "preempted")] == list(range(1, STEPS + 1))
     assert same(training.folder / "preempted", training.folder / "two")
 
 
@@ -179,7 +197,7 @@ def test_a_preempted_run_saves_is_requeued_and_ends_in_the_same_bits(cluster: Cl
 def test_a_run_that_lost_a_node_goes_on_on_another_to_the_same_bits(cluster: Cluster, training: Training) -> None:
     facts = cluster.facts(training.jobs["bereft"])[0]
     assert (facts["Restarts"], facts["NodeList"]) == ("1", "node[3,5]")
-    assert [row["step"] for row in rows(training.folder / "bereft")] == list(range(1, 41))
+    assert [row["step"] for row in rows(training.folder / "bereft")] == list(range(1, STEPS + 1))
     assert same(training.folder / "bereft", training.folder / "two")
 
 
