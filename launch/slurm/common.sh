@@ -100,16 +100,20 @@ finish() { # the job's end, by the code of its step
 }
 
 requeue() {
-    local log="$OUT/restarts${PART:-}.log" state ends
+    local log="$OUT/restarts${PART:-}.log" state ends reached
+    trap '' USR1
+    trap - TERM
+    reached=$(newest)
+    reached=${reached:-the start}
     state=$(squeue --noheader --job="$JOB" --format=%T)
     [ "$state" = RUNNING ] || die "ended with $code; the job is ${state:-gone} and isn't requeued" "$code"
     printf '%s job %s, start %s, ended with %s, at %s\n' \
-        "$(date +%FT%T)" "$JOB" "${SLURM_RESTART_COUNT:-0}" "$code" "$(newest)" >>"$log"
+        "$(date +%FT%T)" "$JOB" "${SLURM_RESTART_COUNT:-0}" "$code" "$reached" >>"$log"
     ends=$(tail -n "$RETRIES" "$log" | sed 's/.*, at //')
     if [ "$(wc -l <<<"$ends")" -ge "$RETRIES" ] && [ "$(sort -u <<<"$ends" | wc -l)" = 1 ]; then
         die "ended with $code. Given up: $RETRIES ends in a row brought nothing new, see $log" "$code"
     fi
-    say "ended with $code${stopping:+ because it was asked to}; requeued, goes on from $(newest)"
+    say "ended with $code${stopping:+ because it was asked to}; requeued, goes on from $reached"
     # Not by an exit code: RequeueExit is a setting of the site, and this isn't.
     scontrol requeue "$JOB" || die "SLURM doesn't requeue this job. Submit the same command again: it goes on" "$code"
     sleep 300 # SLURM ends this shell
