@@ -54,6 +54,7 @@ trap 'ask_to_stop TERM' TERM
 step() { # ARGUMENTS of python, or `ranks` and those of torchrun: once on each node; sets code
     export PYTHON ROOT
     export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
+    export TQDM_MININTERVAL=${TQDM_MININTERVAL:-30} # seconds: a log isn't a terminal
     code=143
     [ -z "$stopping" ] || return # before it began
     # srun doesn't take over --cpus-per-task since SLURM 22.05. One node lost is all lost: don't let the others wait.

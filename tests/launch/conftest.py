@@ -16,7 +16,7 @@ from newtonrewards.simulation.store import ClipFolder
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Paths of `clips`, of an untrained `model`, and of a `recipe`: 60 supervised steps, a checkpoint each fourth."""
+    """Paths of `clips`, of an untrained `model`, and of a `recipe`: 90 supervised steps, a checkpoint each fourth."""
     base = tmp_path_factory.mktemp("world")
     simulate(SimulateRecipe(num_clips=20, seed=4, arrays=("masks",)), base / "clips", workers=1)
     dataset = ClipFolder(base / "clips")
@@ -29,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "seed": 5,
         "model": {"name": "embedded", "path": str(base / "model"), "lora_rank": 2},
         "data": {"clips": str(base / "clips")},
-        "stages": [{"objective": "sft", "steps": 60, "batch_size": 4, "optimiser": {"lr": 1e-3}}],
+        "stages": [{"objective": "sft", "steps": 90, "batch_size": 4, "optimiser": {"lr": 1e-3}}],
         "ema": 0.9,
         "checkpoint": {"every": 4, "keep": 3},
     }

@@ -37,7 +37,7 @@ SMALL = ("--gpus-per-node=0", "--cpus-per-task=1", "--mem=100")
 # When to give up; a busy machine takes its time.
 PATIENCE = 900.0
 # Of the recipe.
-STEPS = 60
+STEPS = 90
 RUNNING = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
 
 
@@ -67,7 +67,7 @@ class Cluster:
 
     def log(self, job: str) -> str:
         path = self.folder / f"{job}.out"
-        return path.read_text() if path.exists() else ""
+        return path.read_text(errors="replace") if path.exists() else ""  # several processes write into one line
 
     def facts(self, job: str) -> list[dict[str, str]]:
         """What SLURM says of a job, or of each task of an array."""
