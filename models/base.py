@@ -8,7 +8,7 @@ so that no wrapper, cast or launcher reaches it unasked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -67,6 +67,19 @@ class Condition:
     def without_text(self) -> Condition:
         """The same with the empty caption in place of each caption."""
         return replace(self, text=self.empty_text.expand_as(self.text))
+
+    def repeated(self, count: int) -> Condition:
+        """Each clip's condition `count` times in a row; what is there once for all clips stays so."""
+        size = len(self.first_frame)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self,
+            **{
+                name: value.repeat_interleave(count, 0)
+                for name, value in values.items()
+                if isinstance(value, Tensor) and len(value) == size
+            },
+        )
 
 
 @runtime_checkable

@@ -15,7 +15,9 @@ from newtonrewards.models.codec import PatchCodec
 from newtonrewards.models.embedded import EmbeddedConfig, EmbeddedModel
 from newtonrewards.simulation.simulate import SimulateRecipe, simulate
 from newtonrewards.simulation.store import ClipFolder
-from newtonrewards.training.recipe import RewardStage, SftStage, TrainRecipe
+from newtonrewards.training.methods.reward import RewardStage
+from newtonrewards.training.methods.sft import SftStage
+from newtonrewards.training.recipe import TrainRecipe
 
 RECIPES = demo.RECIPES
 

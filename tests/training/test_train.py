@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from newtonrewards.core.errors import CheckpointError, RecipeError
 from newtonrewards.core.run import read_jsonl
 from newtonrewards.training.checkpoint import checkpoints, differences
-from newtonrewards.training.optimisers import learning_rate
-from newtonrewards.training.recipe import OptimiserConfig, TrainRecipe
+from newtonrewards.training.optimisers import OptimiserConfig, learning_rate
+from newtonrewards.training.recipe import TrainRecipe
 from newtonrewards.training.train import main, train
 
 TRAIN = ["-m", "newtonrewards.training.train"]
