@@ -37,7 +37,8 @@ def reference_distance(
 ) -> PerSample:
     """Weighted mean square of the velocity minus the reference's, the model's without its LoRA layers.
 
-    Where both denoise with Gaussian steps of one variance, their KL divergence is this up to a factor of the noise level.
+    Where both denoise with Gaussian steps of one variance, their KL divergence is this up to a factor of the noise
+    level.
 
     Args:
         model: with LoRA layers. clean, noise, sigma, condition: as for `flow_matching_loss`.

@@ -5,8 +5,8 @@ At velocity v, noise level s and a step ds < 0 the next latents are Gaussian wit
 
     mean = x + ds (v + g^2 / (2 s) (x + (1 - s) v)),    std = g sqrt(-ds),    g = a sqrt(s / (1 - s))
 
-where x + (1 - s) v is the predicted noise, so that the second part is the score's, and a is `noise_level`. At s = 1, where
-g diverges, the first noise level below 1 takes its place in g. The last step, to s = 0, stays the ODE's: noise
+where x + (1 - s) v is the predicted noise, so that the second part is the score's, and a is `noise_level`. At s = 1,
+where g diverges, the first noise level below 1 takes its place in g. The last step, to s = 0, stays the ODE's: noise
 added there would be left in the clip.
 Source: Liu et al. 2025 (Flow-GRPO), equations 8 to 10; a = 0 is the ODE to the bit.
 """
