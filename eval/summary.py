@@ -43,7 +43,7 @@ def summarise(
     """Means and paired changes of every metric in every group.
 
     Args:
-        scores: one for each clip of each arm; a clip that has none counts as missing.
+        scores: one for each clip of each run of each arm; a clip that has none counts as missing.
         clips: (name, motion, shift) of every true clip, in order.
         arms: with `truth`, the tracker's floor, first.
         metrics: definitions in table order. headline: names for the first table.
@@ -51,11 +51,12 @@ def summarise(
         failures, truth, provenance, settings: go into the summary as they are.
         seed: of the bootstrap.
     """
-    values = {(score.arm, score.clip): score.values for score in scores}
+    values = {(score.arm, score.run, score.clip): score.values for score in scores}
+    runs = {arm.name: arm.runs for arm in arms}
 
-    def column(arm: str, metric: str, names: Sequence[str]) -> np.ndarray:
-        found = [values.get((arm, name), {}).get(metric) for name in names]
-        return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+    def table(arm: str, metric: str, names: Sequence[str]) -> np.ndarray:
+        rows = [[values.get((arm, run, name), {}).get(metric) for name in names] for run in range(runs[arm])]
+        return np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
 
     groups = _groups(clips)
     cells = [
@@ -63,14 +64,18 @@ def summarise(
         for arm in arms
         for metric in metrics
         for group, names in groups.items()
-        if (estimate := stats.mean(column(arm.name, metric, names), seed=seed)).n
+        if (estimate := stats.mean_over_runs(table(arm.name, metric, names), seed=seed)).n
     ]
     changes = [
         _change(arm, baseline, metric, info.direction, group, estimate)
         for arm, baseline in pairs
         for metric, info in metrics.items()
         for group, names in groups.items()
-        if (estimate := stats.relative_change(column(baseline, metric, names), column(arm, metric, names), seed=seed)).n
+        if (
+            estimate := stats.relative_change_over_runs(
+                table(baseline, metric, names), table(arm, metric, names), seed=seed
+            )
+        ).n
     ]
     counts = Counter(f"{primitive}/{shift}" for _, primitive, shift in clips)
     return Summary(
@@ -84,7 +89,9 @@ def summarise(
         cells=cells,
         changes=changes,
         failures=list(failures),
-        examples=_examples(clips, {(score.arm, score.clip) for score in scores}, [arm.name for arm in arms]),
+        examples=_examples(
+            clips, {(score.arm, score.clip) for score in scores if score.run == 0}, [arm.name for arm in arms]
+        ),
     )
 
 

@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ SETTINGS = (
     "height",
     "width",
     "negative_caption",
+    "best_of",
+    "judge",
 )
 IDENTITY = ("caption", "index", "source_sha256")
 
@@ -76,6 +78,30 @@ class Sampling:
     batch_size: int = 16
 
 
+@dataclass(frozen=True)
+class BestOf:
+    """Several clips of each job from other noise, of which the best is kept.
+
+    Attributes:
+        count: N; the first of them is the clip that is made without this.
+        judge: (jobs, N batches of clips) -> (N, B) rewards, higher is better; the first of equals is kept.
+        name: what the rows say of the judge: clips chosen by another one are not the same clips.
+    """
+
+    count: int
+    judge: Callable[[Sequence[Job], Sequence[Tensor]], Float[Tensor, "N B"]]
+    name: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """A clip, and what its row says beside the settings."""
+
+    job: Job
+    frames: Float[Tensor, "T 3 H W"]
+    row: dict[str, Any]
+
+
 def jobs_of_folder(folder: Path, limit: int | None = None) -> list[Job]:
     """One job for each clip of a folder that `newtonrewards simulate` wrote.
 
@@ -96,7 +122,12 @@ def jobs_of_folder(folder: Path, limit: int | None = None) -> list[Job]:
 
 
 def generate(
-    model: VideoModel, jobs: Sequence[Job], out: Path, sampling: Sampling, origin: dict[str, Any]
+    model: VideoModel,
+    jobs: Sequence[Job],
+    out: Path,
+    sampling: Sampling,
+    origin: dict[str, Any],
+    best_of: BestOf | None = None,
 ) -> list[str]:
     """Make the clips that `out` doesn't hold yet.
 
@@ -106,6 +137,7 @@ def generate(
         out: folder for NAME.mp4 and index.jsonl.
         sampling: seed, steps, guidance, batch size.
         origin: what the rows say of the model: `weights` (a hash) and anything else.
+        best_of: keep the best of several clips; the rows then hold the rewards of all of them.
     Returns:
         One line for each clip that could not be made.
     Raises:
@@ -124,6 +156,8 @@ def generate(
         "fps": spec.fps,
         "playback_fps": spec.playback_fps,
     }
+    if best_of is not None:
+        common |= {"best_of": best_of.count, "judge": best_of.name}
     done = _rows_on_disk(out, common)
     failures: list[str] = []
     with tqdm(total=len(jobs), desc="generate", unit="clip") as bar:
@@ -131,9 +165,9 @@ def generate(
             batch = jobs[start : start + sampling.batch_size]
             rows = _rows(batch, common, failures)
             if any(not _same(done.get(job.name), rows[job.name]) for job in batch if job.name in rows):
-                made = _make_each([job for job in batch if job.name in rows], model, sampling, failures)
-                for job, frames in made:
-                    _write(out, job, frames, rows[job.name], done, failures)
+                wanted = [job for job in batch if job.name in rows]
+                for made in _make_each(wanted, model, sampling, best_of, failures):
+                    _write(out, made, rows[made.job.name], done, failures)
             bar.update(len(batch))
     order = {job.name: job.index for job in jobs}
     kept = sorted(done.values(), key=lambda row: (order.get(row["name"], len(jobs)), row["name"]))
@@ -173,7 +207,7 @@ def _rows_on_disk(out: Path, common: dict[str, Any]) -> dict[str, dict[str, Any]
     """
     rows = read_jsonl(out / INDEX) if (out / INDEX).is_file() else []
     for row in rows:
-        other = [f"{key} {row.get(key)}, not {common[key]}" for key in SETTINGS if row.get(key) != common[key]]
+        other = [f"{key} {row.get(key)}, not {common.get(key)}" for key in SETTINGS if row.get(key) != common.get(key)]
         if other:
             raise InputError(
                 f"this folder holds clips made with other settings ({'; '.join(other)})",
@@ -188,26 +222,40 @@ def _same(row: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
 
 
 def _make_each(
-    batch: Sequence[Job], model: VideoModel, sampling: Sampling, failures: list[str]
-) -> list[tuple[Job, Float[Tensor, "T 3 H W"]]]:
+    batch: Sequence[Job], model: VideoModel, sampling: Sampling, best_of: BestOf | None, failures: list[str]
+) -> list[Made]:
     """The clips of a batch; where something is wrong with one of them, one by one, so that only that one fails."""
     if not batch:
         return []
     try:
-        return list(zip(batch, _make(batch, model, sampling), strict=True))
+        return _make_best(batch, model, sampling, best_of)
     except NewtonError as error:
         if len(batch) == 1:
             failures.append(f"{batch[0].name}: {error}")
             return []
-    return [made for job in batch for made in _make_each([job], model, sampling, failures)]
+    return [made for job in batch for made in _make_each([job], model, sampling, best_of, failures)]
+
+
+def _make_best(batch: Sequence[Job], model: VideoModel, sampling: Sampling, best_of: BestOf | None) -> list[Made]:
+    if best_of is None:
+        return [Made(job, frames, {}) for job, frames in zip(batch, _make(batch, model, sampling), strict=True)]
+    candidates = [_make(batch, model, sampling, member) for member in range(best_of.count)]
+    rewards = best_of.judge(batch, candidates)
+    chosen = rewards.argmax(0).tolist()
+    return [
+        Made(job, candidates[best][place], {"rewards": rewards[:, place].tolist(), "chosen": best})
+        for place, (job, best) in enumerate(zip(batch, chosen, strict=True))
+    ]
 
 
 @torch.no_grad()
-def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling) -> Float[Tensor, "B T 3 H W"]:
+def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling, member: int = 0) -> Float[Tensor, "B T 3 H W"]:
+    """Clips of a batch on the CPU; each member of a group has noise of its own."""
     device = next(model.transformer.parameters()).device
     first = torch.stack([read_first_frame(job.source, model.spec) for job in batch]).to(device)
     condition = model.condition([job.caption for job in batch], first)
-    noise = draw_noise(model.spec, sampling.seed, 0, [job.index for job in batch], "generate").to(device)
+    purpose = f"generate/{member}" if member else "generate"
+    noise = draw_noise(model.spec, sampling.seed, 0, [job.index for job in batch], purpose).to(device)
     latents = sample(
         model,
         condition,
@@ -218,19 +266,18 @@ def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling) -> Float[
     return model.decode(latents, condition).cpu()
 
 
-def _write(
-    out: Path, job: Job, frames: Tensor, row: dict[str, Any], done: dict[str, dict[str, Any]], failures: list[str]
-) -> None:
+def _write(out: Path, made: Made, row: dict[str, Any], done: dict[str, dict[str, Any]], failures: list[str]) -> None:
     """The file first, then its row: a clip with a row is whole. What is there already stays."""
+    job = made.job
     if _same(done.get(job.name), row):
         return
     try:
-        write_video(out / f"{job.name}.mp4", frames, row["playback_fps"], lossless=True)
+        write_video(out / f"{job.name}.mp4", made.frames, row["playback_fps"], lossless=True)
     except NewtonError as error:
         failures.append(f"{job.name}: {error}")
         return
-    append_jsonl(out / INDEX, row)
-    done[job.name] = row
+    done[job.name] = row | made.row
+    append_jsonl(out / INDEX, done[job.name])
 
 
 def read_first_frame(path: Path, spec: VideoSpec) -> Float[Tensor, "3 H W"]:
@@ -305,7 +352,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    return run(parser().parse_args(argv))
+
+
+def run(arguments: argparse.Namespace, best_of: Callable[[VideoSpec], BestOf] | None = None) -> int:
+    """The command, its arguments parsed.
+
+    Args:
+        best_of: makes the judge for clips of the loaded model's size; `newtonrewards generate --best-of` has one.
+    """
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size is {arguments.batch_size}, it must be at least 1")
     jobs = _jobs(arguments)
@@ -317,10 +372,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "lora": None if arguments.lora is None else str(arguments.lora),
         "weights": fingerprint(*parts),
     }
+    chooser = None if best_of is None else best_of(model.spec)
     if arguments.overwrite:
         (arguments.out / INDEX).unlink(missing_ok=True)  # without its row a clip counts as not made
     sampling = Sampling(arguments.seed, arguments.num_inference_steps, arguments.guidance_scale, arguments.batch_size)
-    failures = generate(model, jobs, arguments.out, sampling, origin)
+    failures = generate(model, jobs, arguments.out, sampling, origin, chooser)
     for line in failures:
         print(f"failed: {line}", file=sys.stderr)
     print(f"{arguments.out}: {len(jobs) - len(failures)} of {len(jobs)} clips.")

@@ -23,7 +23,7 @@ from newtonrewards.core.run import stream
 from newtonrewards.models import lora
 from newtonrewards.models.base import Condition, VideoModel, draw_noise
 from newtonrewards.models.sde import SdeSampling, Transition, kl_divergence, log_prob, mean_and_std, sample_sde
-from newtonrewards.rewards.reward import Reward
+from newtonrewards.rewards.reward import Reward, rank_in_groups
 from newtonrewards.training.methods.base import ObjectiveOutput
 from newtonrewards.training.methods.rewarded import RewardedObjective, RewardedStage
 
@@ -147,8 +147,9 @@ class GrpoObjective(RewardedObjective):
         )
         reference = prompts.repeated(size)
         output = self.judge(reference.with_frames(self.model.decode(latents, condition)), reference, step)
-        advantages = group_advantages(output.total, size).clamp(-self.stage.advantage_clip, self.stage.advantage_clip)
-        spread = output.total.unflatten(0, (-1, size)).std(1)
+        rewards, limit = rank_in_groups(output, size), self.stage.advantage_clip
+        advantages = group_advantages(rewards, size).clamp(-limit, limit)
+        spread = rewards.unflatten(0, (-1, size)).std(1)
         logs = {**self.logs_of(output), "group_spread": spread}
         count = len(transitions)
         return [
