@@ -99,7 +99,8 @@ def mean_over_runs(
     if not known.any():
         return Estimate(float("nan"), float("nan"), float("nan"), 0, missing)
     runs, clips = _crossed(values.shape[0], values.shape[1], seed, resamples)
-    draws = _drawn(np.where(known, values, 0.0), runs, clips) / _drawn(known.astype(np.float64), runs, clips)
+    count = _drawn(known.astype(np.float64), runs, clips)
+    draws = _drawn(np.where(known, values, 0.0), runs, clips) / np.where(count == 0, np.nan, count)
     low, high = _bounds(draws[np.isfinite(draws)], values.shape[1], level)
     return Estimate(float(values[known].mean()), low, high, int(known.sum()), missing)
 

@@ -75,15 +75,15 @@ def test_it_stops_goes_on_skips_what_is_done_and_ends_in_one_report(
         return run(stage, log)
 
     monkeypatch.setattr(stages, "run_stage", interrupted)
-    arguments = ["--quick", "--out", str(out)]
+    arguments = ["--quick", "--out", str(out), "--set", "test_clips=5", "--set", "train_clips=8"]
     assert run_command(table.main, arguments) == 130
     assert run_command(table.main, arguments) == 0
     assert len(calls) == len(set(calls)) + 1 == 2 + 2 * (6 + 4) + 2 + 1
     summary, scores = read_summary(out / "results"), read_scores(out / "results")
     assert {arm.name: arm.runs for arm in summary.arms} == {"truth": 1, **dict.fromkeys(ARMS, 2)}
     cell, change = summary.cell("grpo", "rmse_v"), summary.change("reward", "sft", "rmse_v")
-    assert cell is not None and cell.n + cell.n_missing == 20
-    assert change is not None and change.number.n + change.number.n_missing == 20
+    assert cell is not None and cell.n + cell.n_missing == 10
+    assert change is not None and change.number.n + change.number.n_missing == 10
     own = [s.values["rmse_v"] for s in scores if s.arm == "sft"]
     mean = summary.cell("sft", "rmse_v", ALL, ALL)
     known = [value for value in own if value is not None]

@@ -51,7 +51,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, written: Path) -> Pa
 
 def test_killed_at_any_step_a_run_ends_in_the_same_bits(tmp_path: Path, written: Path, uninterrupted: Path) -> None:
     command = [sys.executable, *TRAIN, "--recipe", str(written), "--out", str(tmp_path / "run")]
-    for steps_before in (2, 4):  # in the first stage, then in the second
+    for steps_before in (2, 4, 7):  # in each of the stages
         process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wanted = tmp_path / "run" / "checkpoints" / f"step_{steps_before:06d}" / "state.json"
         deadline = time.monotonic() + 240
@@ -63,7 +63,7 @@ def test_killed_at_any_step_a_run_ends_in_the_same_bits(tmp_path: Path, written:
     subprocess.run(command, check=True, env=ENVIRONMENT)
     assert same(weights(tmp_path / "run"), weights(uninterrupted))
     ours, theirs = (read_jsonl(run / "metrics.jsonl") for run in (tmp_path / "run", uninterrupted))
-    assert [row["step"] for row in ours] == list(range(1, 7))
+    assert [row["step"] for row in ours] == list(range(1, 9))
     assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
 
 
@@ -98,7 +98,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, written: Path
 
 def test_the_tracker_and_the_run_folder_tell_the_story(uninterrupted: Path) -> None:
     rows = read_jsonl(uninterrupted / "metrics.jsonl")
-    assert [row["stage"] for row in rows] == ["sft"] * 3 + ["reward"] * 3
+    assert [row["stage"] for row in rows] == ["sft"] * 3 + ["reward"] * 3 + ["grpo"] * 2
     assert all(row["grad_norm"] > 0 and row["seconds"] > 0 for row in rows)
     for name in (
         "raw/kinematic/second_difference",
@@ -108,7 +108,8 @@ def test_the_tracker_and_the_run_folder_tell_the_story(uninterrupted: Path) -> N
         "unmeasured/mass/paired",
         "sentinel/motion_energy",
     ):
-        assert name in rows[-1], name
+        assert name in rows[5], name
+    assert [row["seconds_left"] for row in rows][-1] == 0 < rows[0]["seconds_left"]
     assert list(uninterrupted.rglob("events.out.tfevents*"))
     assert (
         json.loads((uninterrupted / "provenance.json").read_text())["versions"]["torch"]
