@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from newtonrewards.core.clip import ClipBatch
-from newtonrewards.core.errors import NewtonError, RecipeError, run_command
+from newtonrewards.core.errors import InputError, NewtonError, RecipeError, run_command
 from newtonrewards.core.recipe import validate
 from newtonrewards.core.run import read_jsonl
 from newtonrewards.models import lora
@@ -131,6 +131,15 @@ def test_the_gradient_reaches_the_adapter_and_the_anchor_counts_once(content: di
     trained = {name for name, p in objective.named_parameters() if p.requires_grad}
     assert trained == {n for n, p in objective.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert all("lora" in name for name in trained)
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="batch_size 2 must be a multiple of accumulate 3"):
+        with_stage(content, stage(accumulate=3))
+    objective = objective_of(with_stage(content, stage(accumulate=2)))
+    share = Batches(ClipFolder(Path(content["data"]["clips"])), 5, rank=0, world=2).at(0, 2)
+    with pytest.raises(InputError, match="can't be cut into 2 parts"):
+        objective(share, 0, prepare=True)
 
 
 def test_advantages_are_counted_within_the_group() -> None:

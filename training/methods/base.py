@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from newtonrewards.core.clip import ClipBatch
-from newtonrewards.core.errors import RecipeError
+from newtonrewards.core.errors import InputError, RecipeError
 from newtonrewards.core.recipe import Config
 from newtonrewards.core.run import stream
 from newtonrewards.models import lora
@@ -44,6 +44,12 @@ class StageConfig(Config):
     accumulate: int = Field(1, ge=1)
     kl_weight: float = Field(0.0, ge=0)
     optimiser: OptimiserConfig = OptimiserConfig()
+
+    @model_validator(mode="after")
+    def _parts(self) -> StageConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,17 @@ class Objective(nn.Module):
         return self.loss(work, step)
 
     def prepare(self, batch: ClipBatch, step: int) -> Sequence[Sequence[Any]]:
-        """The works of each optimiser update of a step: here one update over the batch in `accumulate` parts."""
+        """The works of each optimiser update of a step: here one update over the batch in `accumulate` parts.
+
+        Raises:
+            InputError: it can't be cut so.
+        """
+        if len(batch) % self.accumulate:
+            raise InputError(
+                f"a process has {len(batch)} clips of a step, which can't be cut into {self.accumulate} parts",
+                where="stages",
+                fix="Make batch_size a multiple of accumulate times the number of processes.",
+            )
         size = len(batch) // self.accumulate
         return [[batch.part(start, start + size) for start in range(0, len(batch), size)]]
 

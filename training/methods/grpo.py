@@ -86,12 +86,6 @@ class GrpoStage(RewardedStage):
     advantage_clip: float = Field(5.0, gt=0)
     rollout: RolloutConfig = RolloutConfig()
 
-    @model_validator(mode="after")
-    def _divides(self) -> GrpoStage:
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate")
-        return self
-
 
 @dataclass(frozen=True)
 class Work:
