@@ -76,9 +76,10 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, written: Path, uninte
     for name in ours:
         # Adam divides by the gradient's own size, so where that is mere rounding a step of 1e-3 may differ in part
         assert torch.allclose(ours[name], theirs[name], atol=1e-4), name
-    assert len(read_jsonl(run / "metrics.jsonl")) == 6, "each process ran on its own"
+    assert len(read_jsonl(run / "metrics.jsonl")) == 8, "each process ran on its own"
     losses = [[row["loss"] for row in read_jsonl(path / "metrics.jsonl")] for path in (run, uninterrupted)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    # the loss of a policy gradient is near 0 by construction: its advantages sum to 0
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-6)
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, written: Path, uninterrupted: Path) -> None:
