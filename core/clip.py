@@ -196,6 +196,22 @@ class ClipBatch:
             cut(self.law),
         )
 
+    def repeated(self, count: int) -> ClipBatch:
+        """Each clip `count` times in a row."""
+
+        def times(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.repeat_interleave(count, 0)
+
+        return ClipBatch(
+            self.frames.repeat_interleave(count, 0),
+            self.fps.repeat_interleave(count, 0),
+            tuple(caption for caption in self.captions for _ in range(count)),
+            times(self.masks),
+            times(self.valid),
+            tuple(index for index in self.index for _ in range(count)),
+            times(self.law),
+        )
+
     def with_frames(self, frames: Float[Tensor, "B T 3 H W"]) -> ClipBatch:
         """The same captions, rates and indices with other pixels; masks belong to the old ones and are dropped."""
         return replace(self, frames=frames, masks=None)

@@ -101,6 +101,24 @@ class Condition:
             empty_text_extra={name: part(value) for name, value in self.empty_text_extra.items()},
         )
 
+    def repeated(self, count: int) -> Condition:
+        """Each clip's condition `count` times in a row; what is there once for all clips stays so."""
+        size = len(self.first_frame)
+
+        def copies(value: Tensor) -> Tensor:
+            return value.repeat_interleave(count, 0) if len(value) == size else value
+
+        return replace(
+            self,
+            first_frame=copies(self.first_frame),
+            text=copies(self.text),
+            empty_text=copies(self.empty_text),
+            channels=copies(self.channels),
+            image=None if self.image is None else copies(self.image),
+            text_extra={name: copies(value) for name, value in self.text_extra.items()},
+            empty_text_extra={name: copies(value) for name, value in self.empty_text_extra.items()},
+        )
+
 
 @runtime_checkable
 class VideoModel(Protocol):

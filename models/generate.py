@@ -16,7 +16,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ SETTINGS = (
     "height",
     "width",
     "negative_caption",
+    "best_of",
+    "judge",
 )
 IDENTITY = ("caption", "index", "source_sha256")
 
@@ -80,6 +82,30 @@ class Sampling:
     batch_size: int = 16
 
 
+@dataclass(frozen=True)
+class BestOf:
+    """Several clips of each job from other noise, of which the best is kept.
+
+    Attributes:
+        count: N; the first of them is the clip that is made without this.
+        judge: (jobs, N batches of clips) -> (N, B) rewards, higher is better; the first of equals is kept.
+        name: what the rows say of the judge: clips chosen by another one are not the same clips.
+    """
+
+    count: int
+    judge: Callable[[Sequence[Job], Sequence[Tensor]], Float[Tensor, "N B"]]
+    name: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """A clip, and what its row says beside the settings."""
+
+    job: Job
+    frames: Float[Tensor, "T 3 H W"]
+    row: dict[str, Any]
+
+
 def jobs_of_folder(folder: Path, limit: int | None = None) -> list[Job]:
     """One job for each clip of a folder that `newtonrewards simulate` wrote.
 
@@ -106,6 +132,7 @@ def generate(
     sampling: Sampling,
     origin: dict[str, Any],
     shard: Shard = WHOLE,
+    best_of: BestOf | None = None,
 ) -> list[str]:
     """Make the clips of a shard that `out` doesn't hold yet.
 
@@ -116,6 +143,7 @@ def generate(
         sampling: seed, steps, guidance, batch size.
         origin: what the rows say of the model: `weights` (a hash) and anything else.
         shard: which batches to make; a shard takes whole ones, so that its clips are the same to the bit.
+        best_of: keep the best of several clips; the rows then hold the rewards of all of them.
     Returns:
         One line for each clip that could not be made.
     Raises:
@@ -134,6 +162,8 @@ def generate(
         "fps": spec.fps,
         "playback_fps": spec.playback_fps,
     }
+    if best_of is not None:
+        common |= {"best_of": best_of.count, "judge": best_of.name}
     done = _rows_on_disk(out, common)
     failures: list[str] = []
     batches = shard.of([jobs[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)])
@@ -141,9 +171,9 @@ def generate(
         for batch in batches:
             rows = _rows(batch, common, failures)
             if any(not _same(done.get(job.name), rows[job.name]) for job in batch if job.name in rows):
-                made = _make_each([job for job in batch if job.name in rows], model, sampling, failures)
-                for job, frames in made:
-                    _write(out, shard, job, frames, rows[job.name], done, failures)
+                wanted = [job for job in batch if job.name in rows]
+                for made in _make_each(wanted, model, sampling, best_of, failures):
+                    _write(out, shard, made, rows[made.job.name], done, failures)
             bar.update(len(batch))
     _join(out, jobs, common, shard)
     return failures
@@ -186,7 +216,7 @@ def _rows_on_disk(out: Path, common: dict[str, Any]) -> dict[str, dict[str, Any]
         with contextlib.suppress(FileNotFoundError):  # another shard has joined them meanwhile
             rows += read_jsonl(part)
     for row in rows:
-        other = [f"{key} {row.get(key)}, not {common[key]}" for key in SETTINGS if row.get(key) != common[key]]
+        other = [f"{key} {row.get(key)}, not {common.get(key)}" for key in SETTINGS if row.get(key) != common.get(key)]
         if other:
             raise InputError(
                 f"this folder holds clips made with other settings ({'; '.join(other)})",
@@ -206,26 +236,40 @@ def _same(row: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
 
 
 def _make_each(
-    batch: Sequence[Job], model: VideoModel, sampling: Sampling, failures: list[str]
-) -> list[tuple[Job, Float[Tensor, "T 3 H W"]]]:
+    batch: Sequence[Job], model: VideoModel, sampling: Sampling, best_of: BestOf | None, failures: list[str]
+) -> list[Made]:
     """The clips of a batch; where something is wrong with one of them, one by one, so that only that one fails."""
     if not batch:
         return []
     try:
-        return list(zip(batch, _make(batch, model, sampling), strict=True))
+        return _make_best(batch, model, sampling, best_of)
     except NewtonError as error:
         if len(batch) == 1:
             failures.append(f"{batch[0].name}: {error}")
             return []
-    return [made for job in batch for made in _make_each([job], model, sampling, failures)]
+    return [made for job in batch for made in _make_each([job], model, sampling, best_of, failures)]
+
+
+def _make_best(batch: Sequence[Job], model: VideoModel, sampling: Sampling, best_of: BestOf | None) -> list[Made]:
+    if best_of is None:
+        return [Made(job, frames, {}) for job, frames in zip(batch, _make(batch, model, sampling), strict=True)]
+    candidates = [_make(batch, model, sampling, member) for member in range(best_of.count)]
+    rewards = best_of.judge(batch, candidates)
+    chosen = rewards.argmax(0).tolist()
+    return [
+        Made(job, candidates[best][place], {"rewards": rewards[:, place].tolist(), "chosen": best})
+        for place, (job, best) in enumerate(zip(batch, chosen, strict=True))
+    ]
 
 
 @torch.no_grad()
-def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling) -> Float[Tensor, "B T 3 H W"]:
+def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling, member: int = 0) -> Float[Tensor, "B T 3 H W"]:
+    """Clips of a batch on the CPU; each member of a group has noise of its own."""
     device = next(model.transformer.parameters()).device
     first = torch.stack([_first_frame(job, model.spec) for job in batch]).to(device)
     condition = model.condition([job.caption for job in batch], first)
-    noise = draw_noise(model.spec, sampling.seed, 0, [job.index for job in batch], "generate").to(device)
+    purpose = f"generate/{member}" if member else "generate"
+    noise = draw_noise(model.spec, sampling.seed, 0, [job.index for job in batch], purpose).to(device)
     latents = sample(
         model,
         condition,
@@ -239,22 +283,22 @@ def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling) -> Float[
 def _write(
     out: Path,
     shard: Shard,
-    job: Job,
-    frames: Tensor,
+    made: Made,
     row: dict[str, Any],
     done: dict[str, dict[str, Any]],
     failures: list[str],
 ) -> None:
     """The file first, then its row: a clip with a row is whole. What is there already stays."""
+    job = made.job
     if _same(done.get(job.name), row):
         return
     try:
-        write_video(out / f"{job.name}.mp4", frames, row["playback_fps"], lossless=True)
+        write_video(out / f"{job.name}.mp4", made.frames, row["playback_fps"], lossless=True)
     except NewtonError as error:
         failures.append(f"{job.name}: {error}")
         return
-    append_jsonl(out / shard.part("index"), row)
-    done[job.name] = row
+    done[job.name] = row | made.row
+    append_jsonl(out / shard.part("index"), done[job.name])
 
 
 def read_first_frame(path: Path, spec: VideoSpec) -> Float[Tensor, "3 H W"]:
@@ -349,7 +393,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    return run(parser().parse_args(argv))
+
+
+def run(arguments: argparse.Namespace, best_of: Callable[[VideoSpec], BestOf] | None = None) -> int:
+    """The command, its arguments parsed.
+
+    Args:
+        best_of: makes the judge for clips of the loaded model's size; `newtonrewards generate --best-of` has one.
+    """
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size is {arguments.batch_size}, it must be at least 1")
     jobs = _jobs(arguments)
@@ -362,13 +414,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "weights": fingerprint(*parts),
     }
     shard = of_this_process(arguments.shard)
+    chooser = None if best_of is None else best_of(model.spec)
     if arguments.overwrite:
         if shard.count > 1:
             raise InputError("--overwrite would take clips from other shards", fix=f"Delete {arguments.out} instead.")
         for part in _parts(arguments.out):
             part.unlink()  # without its row a clip counts as not made
     sampling = Sampling(arguments.seed, arguments.num_inference_steps, arguments.guidance_scale, arguments.batch_size)
-    failures = generate(model, jobs, arguments.out, sampling, origin, shard)
+    failures = generate(model, jobs, arguments.out, sampling, origin, shard, chooser)
     for line in failures:
         print(f"failed: {line}", file=sys.stderr)
     whole = f"{len(jobs) - len(failures)} of {len(jobs)} clips."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,31 @@ def add(
 def is_attached(model: VideoModel) -> bool:
     """Whether a transformer has LoRA layers."""
     return any(_has_adapter(transformer) for transformer in _transformers(model).values())
+
+
+@contextlib.contextmanager
+def disabled(model: VideoModel) -> Iterator[None]:
+    """Inside, the transformers compute what they did before their LoRA layers were added: the reference of a KL term.
+
+    The layers' scale is set to 0 and back. peft's own switch flips `requires_grad`, which launchers don't survive
+    in the middle of a step.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = [
+        module
+        for transformer in _transformers(model).values()
+        for module in transformer.modules()
+        if isinstance(module, LoraLayer)
+    ]
+    before = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        layer.scaling.update(dict.fromkeys(layer.scaling, 0.0))
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
 
 
 def save(model: VideoModel, path: Path) -> None:

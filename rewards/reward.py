@@ -128,6 +128,23 @@ class RewardOutput:
     unmeasured: dict[str, Tensor]
 
 
+def rank_in_groups(output: RewardOutput, group_size: int) -> Float[Tensor, "B"]:
+    """Totals for comparing the clips of a group: an unmeasured term counts as the worst that the group got.
+
+    In `total` it counts nothing, which would make a clip without an object the best of its group.
+
+    Args:
+        output: of B clips, group after group.
+    """
+    total = torch.zeros_like(output.total)
+    for name, weighted in output.weighted.items():
+        values, missing = (part.unflatten(0, (-1, group_size)) for part in (weighted, output.unmeasured[name] > 0))
+        worst = torch.where(missing, torch.inf, values).amin(1, keepdim=True)
+        worst = torch.where(worst.isinf(), torch.zeros_like(worst), worst)  # nobody could be measured
+        total = total + torch.where(missing, worst, values).flatten()
+    return total
+
+
 class Reward:
     """Clips in, reward out. NOT a Module: no wrapper, autocast or cast can reach the frozen networks.
 

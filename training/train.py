@@ -19,13 +19,12 @@ from newtonrewards.core.run import output_folder, provenance, write_atomic, writ
 from newtonrewards.models.base import VideoModel
 from newtonrewards.models.load import load_video_model, save_trained
 from newtonrewards.models.pipelines import PipelineModel
-from newtonrewards.rewards.floor import measure_floor
-from newtonrewards.rewards.reward import Reward
 from newtonrewards.simulation.layouts import open_clips
 from newtonrewards.training import checkpoint
 from newtonrewards.training.batches import Batches, ClipDataset
-from newtonrewards.training.objectives import FlowMatchingObjective, Objective, RewardObjective
-from newtonrewards.training.recipe import RewardStage, Stage, TrainRecipe
+from newtonrewards.training.methods.base import Objective
+from newtonrewards.training.methods.registry import METHODS, Stage
+from newtonrewards.training.recipe import TrainRecipe
 from newtonrewards.training.trainer import Trainer
 
 # Clips of the training data whose penalties are the floor.
@@ -103,13 +102,13 @@ def _encode_once(model: PipelineModel, dataset: ClipDataset, process: PartialSta
 
 
 def objective(model: VideoModel, stage: Stage, seed: int, dataset: ClipDataset) -> Objective:
-    """What a stage minimises; for a reward also what perfect clips get, so that the curves can be read against it."""
-    if not isinstance(stage, RewardStage):
-        return FlowMatchingObjective(model, stage, seed)
-    reward = Reward(stage.reward)
-    perfect = ClipBatch.stack([dataset[index] for index in range(min(FLOOR_CLIPS, len(dataset)))])
-    floors = measure_floor(reward, [perfect.to(PartialState().device)])
-    return RewardObjective(model, stage, reward, seed, {name: floor.mean for name, floor in floors.items()})
+    """What a stage minimises."""
+
+    def perfect() -> ClipBatch:
+        clips = ClipBatch.stack([dataset[index] for index in range(min(FLOOR_CLIPS, len(dataset)))])
+        return clips.to(PartialState().device)
+
+    return METHODS[stage.objective].build(model, stage, seed, perfect)
 
 
 def _on_cpu() -> bool:
