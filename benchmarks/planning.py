@@ -19,7 +19,6 @@ from pages import page_parser, write_below
 from newtonrewards.core.recipe import validate
 from newtonrewards.training.plan import StagePlan, plan_stage
 from newtonrewards.training.recipe import TrainRecipe
-from newtonrewards.training.train import bare_objective
 
 SIZES = {"480p": (81, 480, 832), "720p": (81, 720, 1280)}
 TRAINS: dict[str, dict[str, Any]] = {"LoRA 32": {"lora_rank": 32, "dtype": "bfloat16"}, "all weights": {}}
@@ -85,9 +84,7 @@ def plans(only: str | None) -> Iterator[tuple[str, str, str, StagePlan]]:
                 with tempfile.TemporaryDirectory() as folder:
                     write_folder(model, Path(folder))
                     made = recipe(model["name"], Path(folder), size, trains)
-                    plan = plan_stage(
-                        made, 0, lambda m, stage, reward: bare_objective(m, stage, 0, reward), compare=PROCESSES
-                    )
+                    plan = plan_stage(made, 0, compare=PROCESSES)
                 yield key, size_name, trains_name, plan
 
 

@@ -2,15 +2,16 @@
 
     .venv/bin/python benchmarks/ranking.py --clips 40 --out docs/ranking.md
 
-Clips of the val split with right physics are corrupted in known ways and amounts (`simulation/corrupt.py`), and judged
-by every reward term against the true clip, and by `newtonrewards score` without it. AUC: the chance that a corrupted
-clip is judged worse than a true one, over all pairs of clips.
+Clips of the val split with right physics, of plain, textured and turning objects in turn, are corrupted in known ways
+and amounts (`simulation/corrupt.py`), and judged by every reward term against the true clip, and by `newtonrewards
+score` without it. AUC: the chance that a corrupted clip is judged worse than a true one, over all pairs of clips.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,11 +26,13 @@ from newtonrewards.rewards.appearance import FlowFeatures
 from newtonrewards.rewards.flow import RaftFlow, load_flow
 from newtonrewards.rewards.observation import Networks
 from newtonrewards.rewards.reward import Reward, RewardConfig, TermConfig
-from newtonrewards.rewards.terms import TERMS
+from newtonrewards.rewards.terms import STANDARD
 from newtonrewards.simulation.corrupt import LOOKS, MOTIONS, corrupt
 from newtonrewards.simulation.render import render
-from newtonrewards.simulation.scene import sample_scene
+from newtonrewards.simulation.scene import Scene, sample_scene
 
+KINDS = ("plain", "textured", "turning")
+TURNING = 5.0  # rad/s
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 SEED = 11
 MOTION = {"free_fall": "fall", "horizontal_throw": "throw", "parabolic_throw": "throw"}
@@ -57,15 +60,26 @@ Judged = dict[str, float]
 @functools.cache
 def instruments() -> tuple[Reward, RaftFlow]:
     """Loaded once in each process; `score` sees through the reward's own flow network."""
-    config = RewardConfig(terms={name: TermConfig() for name in TERMS})
+    config = RewardConfig(terms={name: TermConfig() for name in STANDARD})
     flow = load_flow(config.flow)
     return Reward(config, Networks(flow, FlowFeatures(flow))), flow
+
+
+def scene_of(index: int) -> tuple[str, Scene]:
+    """Five motions, each with every kind of object."""
+    kind, scene = KINDS[index // 5 % len(KINDS)], sample_scene(SEED, index, split="val")
+    if kind == "plain":
+        surface = scene.object_surface
+        scene = replace(scene, object_surface=replace(surface, colours=(surface.colours[0],) * 2))
+    elif kind == "turning" and scene.wedge is None:
+        scene = replace(scene, spin=TURNING)
+    return kind, scene
 
 
 def judged(index: int) -> dict[tuple[str, float], Judged]:
     """Every corruption of one clip, as every term and `score` see it."""
     reward, flow = instruments()
-    scene = sample_scene(SEED, index, split="val")
+    _, scene = scene_of(index)
     truth = render(scene)
     kinds = [("none", 0.0), *((name, s) for name in (*MOTIONS, *LOOKS) for s in STRENGTHS)]
     clips = [corrupt(scene, *kind) for kind in kinds]
@@ -89,13 +103,21 @@ def auc(true: np.ndarray, wrong: np.ndarray) -> float:
     return float((ranks.sum() - len(wrong) * (len(wrong) + 1) / 2) / (len(wrong) * len(true)))
 
 
-def tables(results: list[dict[tuple[str, float], Judged]]) -> str:
+Values = dict[tuple[str, str, float], np.ndarray]
+
+
+def gather(results: list[dict[tuple[str, float], Judged]]) -> Values:
+    """Penalties of all clips by (term or `score`, corruption, strength)."""
     gathered: dict[tuple[str, str, float], list[float]] = defaultdict(list)
     for clip in results:
         for (name, strength), row in clip.items():
             for key, value in row.items():
                 gathered[key, name, strength].append(-value if key == "score" else value)
-    values = {key: np.array(column) for key, column in gathered.items()}
+    return {key: np.array(column) for key, column in gathered.items()}
+
+
+def tables(results: list[dict[tuple[str, float], Judged]]) -> str:
+    values = gather(results)
     heads = [f"{what} at {s:g}" for what in ("median", "AUC", "score's AUC") for s in STRENGTHS]
     lines = [f"| corruption | caught by | median, true | {' | '.join(heads)} |", "|" + "---|" * (3 + len(heads))]
     for name, term in CAUGHT_BY.items():
@@ -104,12 +126,28 @@ def tables(results: list[dict[tuple[str, float], Judged]]) -> str:
         caught = [f"{auc(true, values[term, name, s]):.2f}" for s in STRENGTHS]
         seen = [f"{auc(values['score', 'none', 0.0], values['score', name, s]):.2f}" for s in STRENGTHS]
         lines.append(f"| {name} | `{term}` | {np.nanmedian(true):.3g} | " + " | ".join(medians + caught + seen) + " |")
-    lines += ["", "AUC of every term at strength 1:", "", f"| corruption | {' | '.join(TERMS)} | score |"]
-    lines.append("|---|" + "---|" * (len(TERMS) + 1))
+    lines += ["", "AUC of every term at strength 1:", "", f"| corruption | {' | '.join(STANDARD)} | score |"]
+    lines.append("|---|" + "---|" * (len(STANDARD) + 1))
     for name in CAUGHT_BY:
-        cells = [f"{auc(values[t, 'none', 0.0], values[t, name, 1.0]):.2f}" for t in (*TERMS, "score")]
+        cells = [f"{auc(values[t, 'none', 0.0], values[t, name, 1.0]):.2f}" for t in (*STANDARD, "score")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines + kinds_table(results))
+
+
+def kinds_table(results: list[dict[tuple[str, float], Judged]]) -> list[str]:
+    """AUC of the catching term and of `score` at strength 1, by kind of object."""
+    heads = [f"{what}, {kind}" for what in ("term", "score") for kind in KINDS]
+    lines = ["", "By kind of object, AUC at strength 1:", "", f"| corruption | {' | '.join(heads)} |"]
+    lines.append("|---|" + "---|" * len(heads))
+    by_kind = {k: gather([r for i, r in enumerate(results) if scene_of(i)[0] == k]) for k in KINDS}
+    for name, term in CAUGHT_BY.items():
+        cells = [
+            f"{auc(by_kind[k][key, 'none', 0.0], by_kind[k][key, name, 1.0]):.2f}" if by_kind[k] else "-"
+            for key in (term, "score")
+            for k in KINDS
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from newtonrewards.core.errors import ShapeError
@@ -29,13 +29,17 @@ class Truth:
         acceleration: (T, 2) H/s^2, the right-hand limit at an event.
         flow: (T-1, 2, H, W) exact optical flow in px/frame, or None where it wasn't kept.
         depth: (T, H, W) metres along the optical axis, or None where it wasn't kept.
-        metres_per_height: metres in one frame height at the object's depth.
-        primitive: one of the five motions (`simulation.motions.PRIMITIVES`).
+        metres_per_height: metres in one frame height at the object's depth in the first frame.
+        primitive: a motion of `simulation.motions`.
         split: `train`, `val` or `test`.
         shift: `id`, `ood_height`, `ood_speed`, `ood_friction` or `ood_all`.
-        events: frame time (float) of each event by name: `land`, `turn`, `stop`, `leave`.
+        events: frame time (float) of each event by name: `land` (`land_2`, ... where a body bounces), `turn`, `stop`.
         parameters: physical parameters in SI units.
         seed: the number from which the clip can be made again.
+        acceleration_spread: how far the image acceleration is from constant before the first event, as a share of its
+            mean (one standard deviation); 0 for a camera that looks straight at the plane of motion.
+        shake: (T, 2, 3) affine map from the resting camera's image, in which the track is given, to each frame, both in
+            H; masks, flow and depth are those of the frames. None: the camera rests.
     """
 
     position: Float[Tensor, "T 2"]
@@ -50,6 +54,14 @@ class Truth:
     events: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    acceleration_spread: float = 0.0
+    shake: Float[Tensor, "T 2 3"] | None = None
+
+    def pieces(self) -> Int[Tensor, "T"]:
+        """Number of the law that holds at each frame: how many events lie before it. 0 up to the first event."""
+        frames = torch.arange(len(self.position), dtype=torch.float64)
+        times = torch.tensor(sorted(self.events.values()), dtype=torch.float64)
+        return (frames[:, None] > times + 1e-6).sum(1)
 
 
 @dataclass(frozen=True)
@@ -61,12 +73,14 @@ class Source:
         sha256: hash of that file, empty if none.
         playback_fps: frames per second at which the file plays.
         preprocessing: one sentence for each step, in order.
+        even: frames were taken at even times; else each is up to half an interval away from where it is shown.
     """
 
     path: str = ""
     sha256: str = ""
     playback_fps: float | None = None
     preprocessing: tuple[str, ...] = ()
+    even: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +194,22 @@ class ClipBatch:
             cut(self.valid),
             self.index[chosen],
             cut(self.law),
+        )
+
+    def repeated(self, count: int) -> ClipBatch:
+        """Each clip `count` times in a row."""
+
+        def times(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.repeat_interleave(count, 0)
+
+        return ClipBatch(
+            self.frames.repeat_interleave(count, 0),
+            self.fps.repeat_interleave(count, 0),
+            tuple(caption for caption in self.captions for _ in range(count)),
+            times(self.masks),
+            times(self.valid),
+            tuple(index for index in self.index for _ in range(count)),
+            times(self.law),
         )
 
     def with_frames(self, frames: Float[Tensor, "B T 3 H W"]) -> ClipBatch:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 def fake_tensors() -> Iterator[FakeTensorMode]:
     """Inside, every tensor that is made is fake, and code that asks one for a number gets .5, 1 or true.
 
-    Pixels are checked to lie in [0, 1] and captions have a length; memory doesn't depend on which.
+    Pixels are checked to lie in [0, 1] and captions have a length; memory doesn't depend on which. Only a single
+    integer that is drawn is real, since it names a step or a place and must lie in its range.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, _Arrays(), _Numbers(), _plain_conversions():
         yield mode
@@ -60,6 +61,9 @@ class _Numbers(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
+            if not isinstance(args[0], FakeTensor):
+                with unset_fake_temporarily():
+                    return func(*args)
             kind = args[0].dtype
             return 0.5 if kind.is_floating_point else True if kind is torch.bool else 1
         return func(*args, **(kwargs or {}))
@@ -69,6 +73,9 @@ class _Arrays(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is torch.randint and () in args:
+            with unset_fake_temporarily():
+                return func(*args, **(kwargs or {}))
         if func in (Tensor.numpy, Tensor.tolist):
             array = np.full(tuple(args[0].shape), 1, dtype=_numpy_type(args[0].dtype))
             return array.tolist() if func is Tensor.tolist else array

@@ -25,11 +25,13 @@ class FramePlan:
         indices: frame numbers in the file, strictly rising.
         fps: frames per second of physical time between them.
         record: what was done, one sentence each.
+        even: the frames lie at even times; else each is up to half an interval off.
     """
 
     indices: tuple[int, ...]
     fps: float
     record: tuple[str, ...]
+    even: bool
 
 
 def plan_frames(
@@ -59,6 +61,7 @@ def plan_frames(
         record.append(f"played at {playback_fps:g} fps, taken at {capture_fps:g} fps of physical time")
     indices, rate, resampled = _resample(physical, rate, fps, where)
     record += resampled
+    even = bool(np.abs(np.diff(physical[indices]) * rate - 1).max(initial=0.0) <= UNEVEN)
     if start:
         record.append(f"left out the first {start} of {len(indices)} frames")
         indices = indices[start:]
@@ -69,7 +72,7 @@ def plan_frames(
     if num_frames is not None and len(indices) > wanted:
         record.append(f"kept the first {wanted} of {len(indices)} frames")
         indices = indices[:wanted]
-    return FramePlan(tuple(int(index) for index in indices), float(rate), tuple(record))
+    return FramePlan(tuple(int(index) for index in indices), float(rate), tuple(record), even)
 
 
 def _resample(

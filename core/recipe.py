@@ -40,9 +40,14 @@ def load(model: type[M], path: Path, overrides: Sequence[str] = ()) -> M:
         raise RecipeError(f"not valid YAML ({' '.join(str(error).split())})", where=path) from None
     if not isinstance(content, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=path)
+    return validate(model, changed(content, overrides), where=str(path))
+
+
+def changed(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A parsed recipe with `key.inner=value` strings applied to it; see `load`."""
     for override in overrides:
         _apply(content, override)
-    return validate(model, content, where=str(path))
+    return content
 
 
 def validate(model: type[M], content: dict[str, Any], *, where: str) -> M:

@@ -28,6 +28,8 @@ COMPARED = {
     "start_speed": "H/s",
     "mass": "1 - cos",
     "area_change": "|log|",
+    "colour_change": "RGB",
+    "flicker": "RGB",
     "presence": "share",
 }
 

@@ -10,8 +10,9 @@ import argparse
 import functools
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from newtonrewards.eval.summary import pairs_of, summarise
 from newtonrewards.eval.table import table
 from newtonrewards.eval.tracks import Track, fit_constant_acceleration, true_track, velocity
 from newtonrewards.rewards.reward import Reward, RewardConfig, TermConfig
-from newtonrewards.rewards.terms import TERMS
+from newtonrewards.rewards.terms import STANDARD, TERMS
 from newtonrewards.simulation.store import ClipFolder
 
 HEADLINE = ("rmse_v", "rmse_a", "l2", "iou", "area_ratio", "presence")
@@ -52,10 +53,15 @@ REWARD_BATCH = 8
 
 @dataclass(frozen=True)
 class Arm:
-    """A folder of generated clips: `FOLDER/NAME.mp4`, or `FOLDER/clips/NAME.mp4` as the simulator writes."""
+    """A folder of generated clips: `FOLDER/NAME.mp4`, or `FOLDER/clips/NAME.mp4` as the simulator writes.
+
+    Attributes:
+        run: which of the folders of this name; `numbered` counts them.
+    """
 
     name: str
     folder: Path
+    run: int = 0
 
     @functools.cached_property
     def rows(self) -> dict[str, dict[str, Any]]:
@@ -71,6 +77,16 @@ class Arm:
         """What was recorded alike for all clips."""
         rows = list(self.rows.values())
         return {key: value for key, value in rows[0].items() if all(r.get(key) == value for r in rows)} if rows else {}
+
+
+def numbered(arms: Sequence[Arm]) -> list[Arm]:
+    """Folders of one name are runs of one arm, in the order in which they stand."""
+    seen: Counter[str] = Counter()
+    made = []
+    for arm in arms:
+        made.append(replace(arm, run=seen[arm.name]))
+        seen[arm.name] += 1
+    return made
 
 
 @dataclass
@@ -96,10 +112,10 @@ def evaluate(
 
     Args:
         truth: folder that `newtonrewards simulate` wrote, with masks.
-        arms: folders of generated clips.
+        arms: folders of generated clips; several of one name are runs of it, with other training seeds.
         out: folder of the results.
         baselines: arms with which those that stand after them are compared; empty: all arms.
-        rewards: also the penalties of `rewards.TERMS`, through the frozen networks.
+        rewards: also the penalties of `rewards.terms.STANDARD`, through the frozen networks.
         seed: of the bootstrap.
         workers: processes that measure; the numbers don't depend on it.
     Raises:
@@ -108,21 +124,22 @@ def evaluate(
     _check(arms, baselines)
     output_folder(out)
     folder = ClipFolder(truth)
-    everyone = (Arm(TRUTH, truth), *arms)
+    everyone = (Arm(TRUTH, truth), *numbered(arms))
+    first = [arm for arm in everyone if arm.run == 0]
     outcome = _measure_all(truth, everyone, out, len(folder), workers)
     if not any(score.arm != TRUTH for score in outcome.scores):
-        first = outcome.failures[0].reason if outcome.failures else "no clips"
-        raise InputError(f"no clip of any arm could be measured; the first: {first}", where=truth)
+        reason = outcome.failures[0].reason if outcome.failures else "no clips"
+        raise InputError(f"no clip of any arm could be measured; the first: {reason}", where=truth)
     definitions = {name: _info(name) for name in METRICS}
     if rewards:
         definitions |= _add_rewards(folder, everyone, outcome)
     summary = summarise(
         outcome.scores,
         clips=outcome.kinds,
-        arms=[_arm_info(arm, out, outcome.scores) for arm in everyone],
+        arms=[_arm_info(arm, out, outcome.scores) for arm in first],
         metrics=definitions,
         headline=HEADLINE,
-        pairs=pairs_of([arm.name for arm in arms], baselines),
+        pairs=pairs_of([arm.name for arm in first[1:]], baselines),
         failures=outcome.failures,
         truth=os.path.relpath(truth, out),
         provenance=provenance(),
@@ -144,9 +161,15 @@ def _check(arms: Sequence[Arm], baselines: Sequence[str]) -> None:
     for arm in arms:
         if not arm.folder.is_dir():
             raise InputError(f"arm '{arm.name}' has no such folder", where=arm.folder, fix="Generate its clips first.")
-    twice = {name for name in names if names.count(name) > 1 or name == TRUTH}
-    if twice:
-        raise InputError(f"arm names must differ from each other and from '{TRUTH}', got {sorted(twice)}")
+    if TRUTH in names:
+        raise InputError(f"arm names must differ from '{TRUTH}'", where="--arm")
+    runs = Counter(names)
+    several = {count for count in runs.values() if count > 1}
+    if len(several) > 1:
+        said = ", ".join(f"{name} {count}" for name, count in runs.items())
+        raise InputError(
+            f"arms have different numbers of runs ({said})", where="--arm", fix="Give each arm as many, or one."
+        )
     unknown = [name for name in baselines if name not in names]
     if unknown:
         raise InputError(f"unknown baseline '{unknown[0]}'", where="--baseline", fix=f"Use one of {', '.join(names)}.")
@@ -210,6 +233,7 @@ def _score(arm: Arm, name: str, clip: Clip, track: Track, truth_clip: Clip, trut
     source = clip.source if clip.source.path else truth_clip.source
     return Score(
         arm=arm.name,
+        run=arm.run,
         clip=name,
         primitive=known.primitive if known else "",
         shift=known.shift if known else "",
@@ -259,9 +283,10 @@ def _info(name: str) -> MetricInfo:
 
 
 def _arm_info(arm: Arm, out: Path, scores: Sequence[Score]) -> ArmInfo:
-    clips = sum(score.arm == arm.name for score in scores)
+    own = [score for score in scores if score.arm == arm.name]
     settings = {} if arm.name == TRUTH else arm.settings()
-    return ArmInfo(name=arm.name, folder=os.path.relpath(arm.folder, out), clips=clips, settings=settings)
+    runs = 1 + max((score.run for score in own), default=0)
+    return ArmInfo(name=arm.name, folder=os.path.relpath(arm.folder, out), runs=runs, clips=len(own), settings=settings)
 
 
 # ---- penalties of the rewards ---------------------------------------------------------------------------------------
@@ -269,9 +294,9 @@ def _arm_info(arm: Arm, out: Path, scores: Sequence[Score]) -> ArmInfo:
 
 def _add_rewards(folder: ClipFolder, arms: Sequence[Arm], outcome: Outcome) -> dict[str, MetricInfo]:
     """Put every term's raw penalty into the scores; returns their definitions."""
-    reward = Reward(RewardConfig(terms={name: TermConfig() for name in TERMS}))
+    reward = Reward(RewardConfig(terms={name: TermConfig() for name in STANDARD}))
     place = {name: index for index, name in enumerate(folder.names)}
-    folders = {arm.name: arm for arm in arms}
+    folders = {(arm.name, arm.run): arm for arm in arms}
     sizes: dict[tuple[int, int, int], list[int]] = {}
     for number, score in enumerate(outcome.scores):
         sizes.setdefault((len(score.track.valid), score.height, score.width), []).append(number)
@@ -289,19 +314,25 @@ def _add_rewards(folder: ClipFolder, arms: Sequence[Arm], outcome: Outcome) -> d
             source=term.source,
             says="Penalty of the reward, through the frozen networks.",
         )
-        for name, term in TERMS.items()
+        for name, term in ((name, TERMS[name]) for name in STANDARD)
     }
 
 
 def _penalties(
-    reward: Reward, folder: ClipFolder, arms: Mapping[str, Arm], scores: Sequence[Score], place: Mapping[str, int]
+    reward: Reward,
+    folder: ClipFolder,
+    arms: Mapping[tuple[str, int], Arm],
+    scores: Sequence[Score],
+    place: Mapping[str, int],
 ) -> list[dict[str, float | None]]:
     """Raw penalties of clips of one size; none for clips of another length than the truth, which can't be paired."""
     truths = [folder[place[score.clip]] for score in scores]
     if any(len(score.track.valid) != clip.num_frames for score, clip in zip(scores, truths, strict=True)):
         return [{} for _ in scores]
     clips = [
-        truth if score.arm == TRUTH else _read(arms[score.arm], score.clip, truth, folder.rows[place[score.clip]])
+        truth
+        if score.arm == TRUTH
+        else _read(arms[score.arm, score.run], score.clip, truth, folder.rows[place[score.clip]])
         for score, truth in zip(scores, truths, strict=True)
     ]
     with torch.no_grad():
@@ -337,7 +368,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--truth", type=Path, required=True, help="folder that `newtonrewards simulate` wrote")
     p.add_argument("--arm", type=_arm, action="append", required=True, metavar="NAME=FOLDER",
-                   help="a folder of generated clips named like the true ones; give it once for each arm")  # fmt: skip
+                   help="a folder of generated clips named like the true ones; give it once for each arm, or "
+                   "several times with one name for the runs of an arm (training seeds)")  # fmt: skip
     p.add_argument("--baseline", action="append", default=[], metavar="NAME",
                    help="compare the arms after it with this one; repeatable (default: every arm)")  # fmt: skip
     p.add_argument("--out", type=Path, required=True, help="folder for summary.json and scores.jsonl")

@@ -60,7 +60,7 @@ def magnification(height: int) -> int:
 def enlarged(frames: Float[np.ndarray, "T H W 3"], factor: int | None = None) -> Float[np.ndarray, "T h w 3"]:
     """Every pixel as a block, a copy to draw into; by `magnification` unless a factor is given."""
     factor = magnification(frames.shape[1]) if factor is None else factor
-    return frames.repeat(factor, axis=1).repeat(factor, axis=2).astype(np.float32)
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2).astype(np.float32, copy=False)
 
 
 def data_uri(frames: Float[np.ndarray, "T H W 3"], playback_fps: float) -> str:

@@ -1,4 +1,6 @@
-"""The second instrument of `score`: the flow network on a cut-out around what moves, and the object's colours.
+"""The second instrument of `score`: optical flow on a cut-out around what moves, and the object's colours.
+
+Flow is measured twice, by the network and by DIS, which learns nothing: docs/flow_error.md says where each fails.
 
 Silhouettes go wrong where an object moves less than its own width, because the background behind it never shows. Flow
 shows where it is in the frame in which it moves fastest, and its colours then show where it is in all others.
@@ -19,10 +21,12 @@ from newtonrewards.core.clip import Clip
 from newtonrewards.eval.find import Found
 from newtonrewards.eval.tracks import PRESENT_PIXELS, box_around
 from newtonrewards.rewards import kinematics, mass, support
+from newtonrewards.rewards.classical import DisFlow
 from newtonrewards.rewards.flow import RaftFlow
 
-# The cut-out has at most so many pixels, and so many frames; it is made smaller, or cut short.
-CUT_PIXELS, CUT_FRAMES, CUT_MARGIN = 128 * 128, 40, 10
+# The cut-out has at most so many pixels, and so many frames; it is made smaller, or cut short. Where the frame has room
+# it is never narrower than `CUT_SIDE`: of a cut-out just around a small object, flow is a third off instead of a tenth.
+CUT_PIXELS, CUT_FRAMES, CUT_MARGIN, CUT_SIDE = 128 * 128, 40, 10, 128
 # Flow spills over an object's edge, but more slowly: what has this share of the fastest pixels' speed belongs to it.
 FAST_SHARE = 0.6
 # A patch of the object's colours with less than this share of its usual area is something else.
@@ -37,23 +41,23 @@ class Seen:
 
     Attributes:
         frames: first frame and end of those looked at. box: rows and columns of the cut-out.
-        flow: (1, n, 2, h, w) px/frame of the clip's own size. features: (1, n + 1, C, ..) of the encoder.
+        flows: by method, (1, n, 2, h, w) px/frame of the clip's own size. features: (1, n + 1, C, ..) of the encoder.
         colour: (T, H, W) masks by colour from the fastest frame, or None where nothing moved fast enough.
     """
 
     shape: tuple[int, int, int]
     frames: slice
     box: tuple[slice, slice]
-    flow: Float[Tensor, "1 n 2 h w"]
+    flows: dict[str, Float[Tensor, "1 n 2 h w"]]
     features: Float[Tensor, "1 m C a b"]
     colour: Float[np.ndarray, "T H W"] | None
 
-    def velocity_under(self, soft: Float[np.ndarray, "T H W"]) -> Float[np.ndarray, "N 2"]:
+    def velocity_under(self, soft: Float[np.ndarray, "T H W"], method: str) -> Float[np.ndarray, "N 2"]:
         """Mean flow over the solid part of masks, px/frame; NaN outside the cut-out and without a mask."""
-        size = (self.flow.shape[-2], self.flow.shape[-1])
-        solid = (mass.to_grid(self._inside(soft), size) > 0.5).float()[:, :-1]
+        flow = self.flows[method]
+        solid = (mass.to_grid(self._inside(soft), (flow.shape[-2], flow.shape[-1])) > 0.5).float()[:, :-1]
         velocity = np.full((self.shape[0] - 1, 2), np.nan)
-        velocity[self.frames.start : self.frames.stop - 1] = kinematics.object_velocity(self.flow, solid)[0].numpy()
+        velocity[self.frames.start : self.frames.stop - 1] = kinematics.object_velocity(flow, solid)[0].numpy()
         return velocity
 
     def features_over(self, soft: Float[np.ndarray, "T H W"]) -> Float[np.ndarray, "T C"]:
@@ -88,7 +92,7 @@ def look(clip: Clip, found: Found, flow: RaftFlow, *, given: bool) -> Seen | Non
     around = box_around(found.soft[when] > 0.5, pixels=CUT_MARGIN)
     if around is None:
         return None
-    box = around[1:]
+    box = (_roomy(around[1], clip.frames.shape[-2]), _roomy(around[2], clip.frames.shape[-1]))
     frames = clip.frames[when, :, box[0], box[1]]
     factor = min(1.0, (CUT_PIXELS / (frames.shape[-2] * frames.shape[-1])) ** 0.5)
     if factor < 1.0:
@@ -98,7 +102,15 @@ def look(clip: Clip, found: Found, flow: RaftFlow, *, given: bool) -> Seen | Non
     colour = None if given else _by_colour(frames, both.flow[0])
     whole = None if colour is None else _whole(colour, clip, when, box)
     shape = (clip.num_frames, clip.frames.shape[-2], clip.frames.shape[-1])
-    return Seen(shape, when, box, both.flow / factor, both.features, whole)
+    flows = {"flow": both.flow / factor, "DIS flow": DisFlow()(frames[None]) / factor}
+    return Seen(shape, when, box, flows, both.features, whole)
+
+
+def _roomy(span: slice, size: int) -> slice:
+    """The span of pixels, widened to `CUT_SIDE` on both sides alike as far as the frame goes."""
+    more = max(0, CUT_SIDE - (min(span.stop, size) - span.start))
+    start = min(max(0, span.start - more // 2), max(0, size - CUT_SIDE))
+    return slice(start, min(size, max(span.stop, start + CUT_SIDE)))
 
 
 def _by_colour(frames: Float[Tensor, "n 3 h w"], flow: Float[Tensor, "m 2 h w"]) -> Float[Tensor, "n h w"] | None:

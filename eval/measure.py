@@ -13,33 +13,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 
 from newtonrewards.core.clip import Clip
-from newtonrewards.core.video import Size, read_clip, video_size
+from newtonrewards.core.given import masks_of, track_of
+from newtonrewards.core.video import Stretch, read_stretches, to_8bit
+from newtonrewards.core.workers import ahead
+from newtonrewards.eval.constancy import constancy
 from newtonrewards.eval.find import Found, find_object, lawful_velocities
-from newtonrewards.eval.given import masks_of, track_of
 from newtonrewards.eval.laws import LawFit
 from newtonrewards.eval.look import Seen, look
+from newtonrewards.eval.pieces import part, shots, stride
 from newtonrewards.eval.refine import refine
 from newtonrewards.eval.results import finite
+from newtonrewards.eval.sam2_masks import sam2_masks
 from newtonrewards.eval.segment import channels_last
 from newtonrewards.eval.stabilise import stabilise
 from newtonrewards.eval.tracks import centroid
+from newtonrewards.eval.vanish import vanished_at
 from newtonrewards.eval.verdict import Evidence, agreement, disagreement, drifting, judge
 from newtonrewards.eval.video_score import Motion, Vector, VideoScore
-from newtonrewards.rewards import kinematics, mass, sentinels
+from newtonrewards.rewards import kinematics, sentinels
 from newtonrewards.rewards.flow import RaftFlow
 from newtonrewards.rewards.window import Window
 
 # A video is made smaller until a frame holds no more pixels than this (320 x 200): silhouettes need no more.
 PIXELS = 64_000
-MAX_BYTES = 2**30
 FLOW_HANDICAP = 2
 # Longer videos are looked at in stretches of so many frames, which overlap by so many: memory doesn't grow with length.
 STRETCH, OVERLAP = 300, 60
 # Below this (H/s^2) a residual isn't given as a share of the acceleration.
 LEAST_ACCELERATION = 0.02
+# Residual of perfect clips, px per frame interval cubed, the median of docs/footage.md: what is below it is noise.
+FLOOR_PX = 0.35
 
 Flow = Callable[[], RaftFlow]
 
@@ -54,6 +60,7 @@ class Options:
         masks: folder with NAME.npz (`masks`, (T, H, W), 0 to 1 or 0 to 255) for videos NAME.*, or None.
         tracks: CSV file with the object's centres (see `given.track_of`), or None.
         motion: what the videos show.
+        segmenter: folder or hub name of a SAM 2 that masks the object as well, or None.
     """
 
     fps: float | None = None
@@ -62,6 +69,7 @@ class Options:
     masks: Path | None = None
     tracks: Path | None = None
     motion: Motion = "auto"
+    segmenter: str | None = None
 
 
 def measure_video(path: Path, options: Options, flow: Flow | None) -> Measured:
@@ -74,40 +82,38 @@ def measure_video(path: Path, options: Options, flow: Flow | None) -> Measured:
     Raises:
         InputError: no readable video of at least two frames, or masks that don't fit.
     """
-    size = video_size(path, fps=options.fps, capture_fps=options.capture_fps)
-    total = size.num_frames if options.num_frames is None else min(size.num_frames, options.num_frames)
+    stretches = read_stretches(
+        path,
+        length=STRETCH,
+        overlap=OVERLAP,
+        num_frames=options.num_frames,
+        fps=options.fps,
+        max_pixels=PIXELS,
+        capture_fps=options.capture_fps,
+    )
     best: Measured | None = None
-    for start in _stretches(total):
-        measured = _stretch(path, options, flow, size, start, min(STRETCH, total - start))
+    for stretch in ahead(stretches):
+        measured = _measured(path, options, flow, stretch)
         if best is None or measured.way > best.way:
             best = measured
     assert best is not None, "every video has a first stretch"
     return best
 
 
-def _stretches(total: int) -> list[int]:
-    """First frames of the stretches; each overlaps the one before, so that no short event is cut in two."""
-    return [0, *range(STRETCH - OVERLAP, total - OVERLAP, STRETCH - OVERLAP)]
+def _measured(path: Path, options: Options, flow: Flow | None, stretch: Stretch) -> Measured:
+    """A function of its own, so that the stretch's floats are gone before the next one's are made."""
+    clip = stretch.clip()
+    given = _given(path, options, stretch, clip)
+    return measure_clip(clip, given, flow, options.motion, stretch.start, options.segmenter)
 
 
-def _stretch(path: Path, options: Options, flow: Flow | None, size: Size, start: int, count: int) -> Measured:
-    """Read a stretch, small enough, and measure it."""
-    factor = min(1.0, (PIXELS / (size.height * size.width)) ** 0.5)
-    clip = read_clip(
-        path,
-        start=start,
-        num_frames=count,
-        fps=options.fps,
-        capture_fps=options.capture_fps,
-        size=None if factor == 1.0 else (round(size.height * factor), round(size.width * factor)),
-        max_bytes=MAX_BYTES,
-    )
-    given = None
+def _given(path: Path, options: Options, stretch: Stretch, clip: Clip) -> Float[np.ndarray, "T H W"] | None:
+    """Where the object is in a stretch, if the options tell."""
     if options.masks is not None:
-        given = masks_of(options.masks / f"{path.stem}.npz", clip, start)
-    elif options.tracks is not None:
-        given = track_of(options.tracks, path, clip, (size.height, size.width), start)
-    return measure_clip(clip, given, flow, options.motion, start)
+        return masks_of(options.masks / f"{path.stem}.npz", clip, stretch.start)
+    if options.tracks is not None:
+        return track_of(options.tracks, path, clip, (stretch.height, stretch.width), stretch.start)
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,25 +121,53 @@ class Measured:
     """A record, and what it was made from.
 
     Attributes:
-        clip: the frames that were looked at. soft: (T, H, W) the object's soft masks in them, in [0, 1].
+        frames: (T, H, W, 3) those that were looked at, in 8 bits. mask: (T, H, W) the object in them. Both only to
+            be drawn: the best of many stretches is kept in little memory.
         way: how far the object goes under one law, H, times for how many frames: how much there is to judge.
     """
 
     score: VideoScore
-    clip: Clip
-    soft: Float[np.ndarray, "T H W"]
+    frames: UInt8[np.ndarray, "T H W 3"]
+    mask: Bool[np.ndarray, "T H W"]
     way: float
 
 
 def measure_clip(
-    clip: Clip, masks: Float[np.ndarray, "T H W"] | None, flow: Flow | None, motion: Motion = "auto", start: int = 0
+    clip: Clip,
+    masks: Float[np.ndarray, "T H W"] | None,
+    flow: Flow | None,
+    motion: Motion = "auto",
+    start: int = 0,
+    segmenter: str | None = None,
 ) -> Measured:
-    """Measure a clip in memory; `masks` if they are known, `start` the number of its first frame in the video. See
-    `measure_video`."""
+    """Measure a clip in memory: of its shots the one that shows most. See `measure_video`.
+
+    Args:
+        masks: where the object is, if that is known. start: number of the clip's first frame in the video.
+    """
+    measured = []
+    for first, shot in shots(clip):
+        known = None if masks is None else masks[first : first + shot.num_frames]
+        measured.append(_measure_shot(shot, known, flow, motion, start + first, segmenter))
+    return max(measured, key=lambda one: one.way)
+
+
+def _measure_shot(
+    clip: Clip,
+    masks: Float[np.ndarray, "T H W"] | None,
+    flow: Flow | None,
+    motion: Motion,
+    start: int,
+    segmenter: str | None,
+) -> Measured:
     if masks is None:
         clip, frames, found = _found(clip)
     else:
         frames, found = channels_last(clip), _known(masks)
+    step = stride(found.soft)
+    if step > 1:
+        clip = part(clip, slice(None, None, step), f"it moves slowly: every {step}th frame, numbered anew")
+        frames, found = frames[::step], replace(found, soft=found.soft[::step])
     views = {} if found.reason else {"mask" if masks is not None else "silhouette": found.soft}
     seen = None if found.reason or flow is None else look(clip, found, flow(), given=masks is not None)
     if seen is not None and seen.colour is not None:
@@ -145,12 +179,14 @@ def measure_clip(
             for name, soft in rough
             if (better := refine(frames, soft, float(clip.fps))) is not None
         }
-    pairs = [list(_instruments(clip, name, soft, seen)) for name, soft in views.items()]
-    pair = max(pairs, key=_worth, default=[])
+        if segmenter is not None and not found.reason:
+            views["sam2"] = sam2_masks(segmenter, clip, found.soft)
+    groups = [list(_instruments(clip, name, soft, seen)) for name, soft in views.items()]
+    group = max(groups, key=_worth, default=[])
     # Flow reads a little low: it wins only where the centres follow a law for clearly less long.
-    best = max(pair, key=lambda one: len(one.window) - (FLOW_HANDICAP if one.kind == "flow" else 0), default=None)
+    best = max(group, key=lambda one: len(one.window) - (FLOW_HANDICAP if one.kind == "flow" else 0), default=None)
     features = None if seen is None or best is None else seen.features_over(best.soft)
-    evidence = _evidence(clip, frames, found, best, pair, features, motion, start)
+    evidence = _evidence(clip, frames, found, best, group, features, motion, start)
     score = VideoScore(
         file=clip.source.path,
         sha256=clip.source.sha256,
@@ -168,7 +204,7 @@ def measure_clip(
     )
     inside = evidence.velocity[evidence.window.start : evidence.window.stop]
     way = float(np.linalg.norm(inside, axis=1).sum()) / evidence.fps * len(inside)
-    return Measured(score, clip, found.soft if best is None else best.soft, way)
+    return Measured(score, to_8bit(clip.frames), (found.soft if best is None else best.soft) > 0.5, way)
 
 
 def _found(clip: Clip) -> tuple[Clip, Float[np.ndarray, "T H W 3"], Found]:
@@ -189,7 +225,7 @@ class Instrument:
     """One way to measure velocity: centres of masks, or flow under masks.
 
     Attributes:
-        name: of the masks, with `flow under` where flow was read. kind: `centre` or `flow`.
+        name: of the masks, with `flow under` or `DIS flow under` where flow was read. kind: `centre` or `flow`.
         soft: (T, H, W) the masks. velocity: (N, 2) H/s. window: its longest lawful stretch in motion.
     """
 
@@ -204,18 +240,32 @@ def _instruments(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: 
     fps, height = float(clip.fps), clip.frames.shape[-2]
     velocity = np.diff(centroid(soft)[0], axis=0) * fps
     yield Instrument(name, "centre", soft, velocity, lawful_velocities(velocity, fps, height))
-    if seen is not None:
-        velocity = seen.velocity_under(soft) * fps / height
-        yield Instrument(f"flow under {name}", "flow", soft, velocity, lawful_velocities(velocity, fps, height))
+    for method in [] if seen is None else seen.flows:
+        assert seen is not None
+        velocity = seen.velocity_under(soft, method) * fps / height
+        yield Instrument(f"{method} under {name}", "flow", soft, velocity, lawful_velocities(velocity, fps, height))
 
 
-def _worth(pair: Sequence[Instrument]) -> float:
+def _worth(instruments: Sequence[Instrument]) -> float:
     """How long masks let an object follow a law, times how well their centres and the flow under them agree."""
-    longest = max(pair, key=lambda one: len(one.window))
-    if len(pair) < 2:
+    longest = max(instruments, key=lambda one: len(one.window))
+    if len(instruments) < 2:
         return float(len(longest.window))
-    apart = disagreement(pair[0].velocity, pair[1].velocity, longest.window)
-    return len(longest.window) * agreement(apart)
+    other = _second(longest, instruments)
+    return len(longest.window) * agreement(disagreement(longest.velocity, other.velocity, longest.window))
+
+
+def _second(best: Instrument, instruments: Sequence[Instrument]) -> Instrument:
+    """The one of the other kind that agrees best: two methods hardly make the same mistake over a whole window, while
+    one of them failing says nothing about the video."""
+    return min(
+        (one for one in instruments if one.kind != best.kind),
+        key=lambda one: _inf(disagreement(best.velocity, one.velocity, best.window)),
+    )
+
+
+def _inf(value: float | None) -> float:
+    return float("inf") if value is None else value
 
 
 def _evidence(
@@ -231,7 +281,7 @@ def _evidence(
     """The best instrument beside the one of the other kind with the same masks."""
     soft = found.soft if best is None else best.soft
     position, area = centroid(soft)
-    other = next((one for one in instruments if best and one.soft is best.soft and one.kind != best.kind), None)
+    other = None if best is None or len(instruments) < 2 else _second(best, instruments)
     window = Window(0, 0, float("nan")) if best is None else best.window
     nothing = np.full((clip.num_frames - 1, 2), np.nan)
     return Evidence(
@@ -239,15 +289,16 @@ def _evidence(
         source="none" if best is None else best.name,
         window=window,
         fit=None if best is None or not len(window) else law_fit(best.velocity, window, float(clip.fps)),
-        mass=None if features is None or not len(window) else _mass_conserved(features, window),
-        area_change=_area_change(area, window) if len(window) else None,
+        constancy=constancy(frames, soft, features, window),
         smooth=None if best is None else drifting(best.velocity, window, float(clip.fps), frames.shape[1]),
         motion=motion,
         velocity=nothing if best is None else best.velocity,
         other=None if other is None else other.velocity,
         position=position,
         area=area,
-        last_place_changed=_stays(frames, soft),
+        vanished=vanished_at(frames, soft),
+        light=frames.mean(axis=(1, 2, 3)),
+        even=clip.source.even,
         others=found.others,
         first_frame=start,
         fps=float(clip.fps),
@@ -258,17 +309,6 @@ def _evidence(
 
 def _known(masks: Float[np.ndarray, "T H W"]) -> Found:
     return Found(masks, "" if masks.max() > 0.5 else "the masks are empty", False, 0)
-
-
-def _stays(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> bool:
-    """Whether something lies to the end where the object was last seen: then it came to rest and didn't vanish."""
-    seen = np.flatnonzero((soft > 0.5).any(axis=(1, 2)))
-    if not len(seen) or seen[-1] == len(frames) - 1:
-        return True
-    place = soft[seen[-1]] > 0.5
-    return float(np.abs(frames[-1] - frames[seen[-1]])[place].mean()) < 0.5 * float(
-        np.abs(frames[0] - frames[seen[-1]])[place].mean()
-    )
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------
@@ -319,25 +359,12 @@ def _numbers(evidence: Evidence) -> dict[str, object]:
         "start_velocity": _vector(fit.start),
         "start_speed": float(np.linalg.norm(fit.start)),
         "kinematic_residual": residual,
+        "residual_floor": FLOOR_PX * fps**2 / evidence.height,
         "relative_residual": residual / size if size > LEAST_ACCELERATION else None,
         "fit_rms": fit.rms,
-        "mass": evidence.mass,
-        "area_change": evidence.area_change,
+        **vars(evidence.constancy),
     }
 
 
 def _vector(values: Float[np.ndarray, " 2"]) -> Vector:
     return Vector(x=float(values[0]), y=float(values[1]))
-
-
-def _area_change(area: Float[np.ndarray, " T"], window: Window) -> float | None:
-    """log of the object's area at the window's end over that at its start, medians of three frames."""
-    inside = area[window.start : window.stop + 1]
-    first, last = np.median(inside[:3]), np.median(inside[-3:])
-    return float(np.log(last / first)) if first > 0 and last > 0 else None
-
-
-def _mass_conserved(look: Float[np.ndarray, "T C"], window: Window) -> float | None:
-    """`rewards.mass.conserved` over the window's frames."""
-    pooled = torch.from_numpy(look[window.start : window.stop + 1])[None]
-    return finite(float(mass.conserved(pooled, torch.ones(pooled.shape[:2], dtype=torch.bool))[0]))

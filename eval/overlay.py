@@ -24,12 +24,12 @@ def overlay(measured: Measured) -> Float[torch.Tensor, "t 3 h w"]:
     """The frames around the window, enlarged to at least 240 px and of even size."""
     score = measured.score
     first, last = shown(score.num_frames, score.window_inside)
-    frames = measured.clip.frames[first:last].permute(0, 2, 3, 1).numpy()
+    frames = measured.frames[first:last].astype(np.float32) / 255
     large = enlarged(frames)
     factor = large.shape[1] // frames.shape[1]
     for place, picture in enumerate(large):
         frame = first + place
-        _outline(picture, measured.soft[frame] > 0.5, factor)
+        _outline(picture, measured.mask[frame], factor)
         draw_path(picture, score.path.x[first : frame + 1], score.path.y[first : frame + 1], OWN_PATH)
         _arrow(picture, measured, frame)
     return torch.from_numpy(np.ascontiguousarray(even(large))).permute(0, 3, 1, 2)

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from newtonrewards.core.clip import Clip
 from newtonrewards.core.errors import InputError, NewtonError, run_command
+from newtonrewards.core.recipe import Config, validate
 from newtonrewards.core.run import output_folder, read_jsonl, write_atomic
 from newtonrewards.core.video import read_clip
 from newtonrewards.eval.film import Tile, data_uri, film
@@ -48,8 +49,28 @@ class Training:
     rows: Sequence[Mapping[str, Any]]
 
 
+class Compute(Config):
+    """What one arm cost: means over its runs, wall-clock.
+
+    Attributes:
+        name: of the arm. runs: how many.
+        steps: training steps. training_seconds: of them.
+        generation_seconds: of all test clips.
+    """
+
+    name: str
+    runs: int
+    steps: int
+    training_seconds: float
+    generation_seconds: float
+
+
 def write_report(
-    summary_folder: Path, out: Path, training: Sequence[Training] = (), title: str | None = None
+    summary_folder: Path,
+    out: Path,
+    training: Sequence[Training] = (),
+    title: str | None = None,
+    compute: Sequence[Compute] = (),
 ) -> list[str]:
     """Write the page.
 
@@ -58,12 +79,14 @@ def write_report(
         out: the HTML file.
         training: runs whose curves are shown.
         title: of the page.
+        compute: what each arm cost.
     Returns:
         What could not be shown, one sentence each.
     Raises:
         InputError: no results there, or the page can't be written.
     """
-    summary, scores = read_summary(summary_folder), read_scores(summary_folder)
+    summary = read_summary(summary_folder)
+    scores = [score for score in read_scores(summary_folder) if score.run == 0]  # films and paths show the first run
     output_folder(out.parent)
     arms = [arm.name for arm in summary.arms]
     css = _colours(arms)
@@ -84,6 +107,7 @@ def write_report(
         motions=[_motion(summary, scores, films, css, name) for name in _primitives(summary)],
         training=list(_curves(training)),
         runs=[run.name for run in training],
+        compute=list(compute),
         missing=missing,
         command=_command(summary),
     )
@@ -271,12 +295,26 @@ def read_training(text: str) -> Training:
     return Training(name if equals else path.parent.name, read_jsonl(path))
 
 
+def read_compute(path: Path) -> list[Compute]:
+    """A JSON list of `Compute`, as `newtonrewards table` writes it.
+
+    Raises:
+        InputError, RecipeError: it can't be read, or isn't one.
+    """
+    try:
+        rows = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"can't read the compute of the arms ({error})", where=path) from None
+    return [validate(Compute, row, where=str(path)) for row in rows]
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="newtonrewards report", description=__doc__)
     p.add_argument("--summary", type=Path, required=True, help="folder that `newtonrewards evaluate --out` wrote")
     p.add_argument("--training", nargs="*", default=[], metavar="[NAME=]RUN",
                    help="run folders of `newtonrewards train` whose curves are shown")  # fmt: skip
     p.add_argument("--out", type=Path, required=True, help="the HTML file to write; it needs no other file")
+    p.add_argument("--compute", type=Path, help="JSON list of what each arm cost, as `newtonrewards table` writes it")
     p.add_argument("--title", help="heading of the page")
     return p
 
@@ -284,7 +322,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """0: the page is whole; 1: it is written, but a clip of it could not be read."""
     a = parser().parse_args(argv)
-    missing = write_report(a.summary, a.out, [read_training(text) for text in a.training], a.title)
+    missing = write_report(a.summary, a.out, [read_training(text) for text in a.training], a.title,
+                           read_compute(a.compute) if a.compute else ())  # fmt: skip
     for sentence in missing:
         print(sentence)
     print(f"{a.out}: {a.out.stat().st_size / 2**20:.1f} MiB, open it in any browser")

@@ -31,7 +31,8 @@ class Number(Config):
     Attributes:
         value: None if no clip could be measured.
         low, high: bounds of the bootstrap interval; None where there are too few clips.
-        n: clips it rests on. n_missing: clips that could not be measured or are missing.
+        n: clips it rests on, those of each run counted where an arm has several runs. n_missing: clips that could not
+            be measured or are missing.
     """
 
     value: float | None
@@ -56,13 +57,15 @@ class ArmInfo(Config):
 
     Attributes:
         name: as given on the command line, and `truth` for the tracker's floor.
-        folder: relative to the summary.
+        folder: relative to the summary; of the first run, where there are several.
+        runs: how many folders were given under this name, one for each training seed.
         clips: clips measured. settings: what the generator recorded beside them, by key; keys whose value differs from
             clip to clip are left out.
     """
 
     name: str
     folder: str
+    runs: int = 1
     clips: int
     settings: dict[str, Any]
 
@@ -131,12 +134,14 @@ class Score(Config):
     """One clip of one arm.
 
     Attributes:
+        run: which of the runs of its arm, from 0.
         file: relative to the summary. sha256: of the file. preprocessing: everything done to its pixels.
         values: metric -> number, None where it can't be measured.
     """
 
     schema_version: Literal[1] = 1
     arm: str
+    run: int = 0
     clip: str
     primitive: str
     shift: str

@@ -11,47 +11,59 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from newtonrewards.core.errors import InputError, NewtonError, run_command
+from newtonrewards.core.errors import InputError, MissingExtra, NewtonError, run_command
 from newtonrewards.core.run import output_folder, write_json
+from newtonrewards.core.shard import Shard, add_shard_option, of_this_process
 from newtonrewards.core.video import write_video
-from newtonrewards.core.workers import each
+from newtonrewards.core.workers import Lost, isolated
 from newtonrewards.eval import compare
 from newtonrewards.eval.compare import Difference
 from newtonrewards.eval.measure import Options, measure_video
 from newtonrewards.eval.overlay import overlay
+from newtonrewards.eval.sam2_masks import segmenter
 from newtonrewards.eval.score_report import OVERLAYS, overlay_path, write_score_report
-from newtonrewards.eval.score_store import Record, ScoreStore, Shard, digest, unchanged
+from newtonrewards.eval.score_store import Record, ScoreStore, digest, record_name, unchanged
 from newtonrewards.eval.video_score import Motion, VideoFailure, VideoScore
 from newtonrewards.rewards.flow import FlowConfig, RaftFlow, load_flow
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v"}
-# With fewer videos than this, more processes cost more than they bring.
-WORTH_A_PROCESS = 6
+# Seconds for one video, by default. A minute of 4K takes about two on one core.
+TIME_LIMIT = 900.0
 # A film plays at least this slowly, so that one can follow it.
 FILM_FPS = 12.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with every video. overlays: folder whose `overlays/` gets the films, or None."""
+    """What is done with every video.
+
+    Attributes:
+        overlays: folder whose `overlays/` gets the films, or None.
+        seconds: a video that takes longer is given up, None: never.
+    """
 
     options: Options
     flow: FlowConfig | None
     overlays: Path | None
+    seconds: float | None = None
 
 
 def score_file(job: Job, path: Path) -> Record:
     """The record of one video; of one that can't be read, what is wrong with it."""
+    if record_name(path) != str(path):
+        what = f"{record_name(path)}: its name is not valid UTF-8. Rename it."
+        return VideoFailure(file=record_name(path), sha256=digest(path), error=what)
     flow = None if job.flow is None else functools.partial(_network, job.flow)
     try:
         measured = measure_video(path, job.options, flow)
@@ -69,6 +81,23 @@ def _network(config: FlowConfig) -> RaftFlow:
     return load_flow(config)
 
 
+def _scored(files: Sequence[Path], job: Job, workers: int) -> Iterator[Record]:
+    """A record for each file, as they are done; in this process for no workers."""
+    if not workers:
+        yield from (score_file(job, file) for file in files)
+        return
+    for file, record in isolated(functools.partial(score_file, job), files, workers, seconds=job.seconds):
+        if isinstance(record, Lost):
+            again = "Score it alone to see whether it is the file; encoding it again often helps."
+            record = VideoFailure(
+                file=record_name(file),
+                sha256=digest(file),
+                reasons=["scoring it failed"],
+                error=f"{record_name(file)}: {record.why}. {again}",
+            )
+        yield record
+
+
 def score_files(files: Sequence[Path], job: Job, out: Path | None, shard: Shard, workers: int) -> list[Record]:
     """Score this shard's videos and keep each record in `out` as soon as it is there.
 
@@ -76,12 +105,12 @@ def score_files(files: Sequence[Path], job: Job, out: Path | None, shard: Shard,
         records of all files that have one: with `out` also those of earlier runs and of other shards.
     """
     store = None if out is None else ScoreStore(out, _settings(job), shard)
-    mine = list(files[shard.index :: shard.count])
+    mine = shard.of(files)
     records: dict[str, Record] = {} if store is None else store.records()
     done = unchanged(mine, records)
     missing = [file for file in mine if file not in done]
     bar = tqdm(desc="score", unit="video", total=len(mine), initial=len(done), disable=len(missing) < 2)
-    for record in each(functools.partial(score_file, job), missing, workers, least=WORTH_A_PROCESS, chunk=1):
+    for record in _scored(missing, job, workers):
         records[record.file] = record
         if store is not None:
             store.add(record)
@@ -89,7 +118,8 @@ def score_files(files: Sequence[Path], job: Job, out: Path | None, shard: Shard,
     bar.close()
     if store is not None:
         store.finish(files)
-    return [records[str(file)] for file in files if str(file) in records]
+    names = [record_name(file) for file in files]
+    return [records[name] for name in names if name in records]
 
 
 def _settings(job: Job) -> dict[str, object]:
@@ -101,17 +131,16 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     """Files as given, folders searched for videos; each file once.
 
     Raises:
-        InputError: a folder without any video.
+        InputError: a folder without any video, with nothing else to score. Beside others it stands in the result and
+            becomes an error there.
     """
     files: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not inside:
+        found = path.rglob("*") if path.is_dir() else ()
+        inside = sorted(file for file in found if file.suffix.lower() in SUFFIXES and not file.is_dir())
+        if path.is_dir() and not inside and len(paths) == 1:
             raise InputError("no video in this folder", where=path, fix=f"Known are {', '.join(sorted(SUFFIXES))}.")
-        files += inside
+        files += inside or [path]
     return list(dict.fromkeys(files))
 
 
@@ -136,7 +165,7 @@ def table(records: Sequence[Record]) -> Table:
                 _text(record.area_change, "{:+.2f}"),
                 f"{record.confidence:.0%}",
             ]
-        result.add_row(Path(record.file).name, *cells)
+        result.add_row(escape(Path(record.file).name), *cells)
     return result
 
 
@@ -161,19 +190,10 @@ def _say(records: Sequence[Record], console: Console) -> None:
 # ---- command --------------------------------------------------------------------------------------------------------
 
 
-def _shard(text: str) -> Shard:
-    index, slash, count = text.partition("/")
-    if not slash or not index.isdecimal() or not count.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not of the form I/N, such as 0/4")
-    try:
-        return Shard(int(index), int(count))
-    except NewtonError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _own_shard() -> Shard:
-    """This process's part under `accelerate launch` or torchrun; everything elsewhere."""
-    return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on")
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -204,30 +224,61 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--flow", default="embedded", choices=("embedded", "raft_small", "raft_large", "none"),
                    help="second instrument (default embedded; none: silhouettes alone, faster)")  # fmt: skip
     p.add_argument("--flow-weights", type=Path, help="weights file, for raft_small and raft_large")
-    p.add_argument("--shard", type=_shard, default=None, metavar="I/N",
-                   help="only each N-th video from the I-th on; the last one to end joins all parts")  # fmt: skip
-    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
+    p.add_argument("--segmenter", choices=("none", "sam2"), default="none",
+                   help="sam2: SAM 2, shown the object that was found, masks it as well; the masks under which it "
+                        "follows a law for longest count (default none)")  # fmt: skip
+    p.add_argument("--segmenter-weights", metavar="DIR",
+                   help="for sam2: folder of a SAM 2 video model of transformers, or its name on the hub")  # fmt: skip
+    add_shard_option(p, "video")
+    p.add_argument("--workers", type=_count, default=os.cpu_count() or 1,
+                   help="processes (default: one for each core); one that crashes costs its video only. 0: all in this "
+                        "process")  # fmt: skip
+    p.add_argument("--time-limit", type=float, default=TIME_LIMIT, metavar="S",
+                   help=f"give up a video that takes longer, with an error in its record (default {TIME_LIMIT:g} s; "
+                        "needs --workers)")  # fmt: skip
     return p
+
+
+def _segmenter(a: argparse.Namespace) -> str | None:
+    """The segmenter's weights, loaded once to be sure of them before the first video.
+
+    Raises:
+        InputError, MissingExtra, CheckpointError: options that don't go together, or weights that can't be used.
+    """
+    if a.segmenter == "none":
+        if a.segmenter_weights is not None:
+            raise InputError("weights of no segmenter", where="--segmenter-weights", fix="Add --segmenter sam2.")
+        return None
+    if a.masks is not None or a.tracks is not None:
+        raise InputError(
+            "the object is known already", where="--segmenter", fix="Leave it, or --masks or --tracks, out."
+        )
+    if a.segmenter_weights is None:
+        fix = "Give --segmenter-weights: a folder or hub name, such as facebook/sam2.1-hiera-tiny."
+        raise MissingExtra("SAM 2 has no weights here", where="--segmenter", fix=fix)
+    segmenter(a.segmenter_weights)
+    return str(a.segmenter_weights)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: every video was scored; 1: some files couldn't be, the others are."""
+    tqdm.monitor_interval = 0  # no thread beside this one, so that workers can be forks
     a = parser().parse_args(argv)
-    shard = a.shard or _own_shard()
+    shard = of_this_process(a.shard)
     if shard.count > 1 and a.out is None:
         raise InputError("parts of the work need a place to meet", where="--shard", fix="Give --out.")
     flow = None if a.flow == "none" else FlowConfig(network=a.flow, weights=a.flow_weights)
-    options = Options(a.fps, a.capture_fps, a.num_frames, a.masks, a.tracks, a.motion)
+    options = Options(a.fps, a.capture_fps, a.num_frames, a.masks, a.tracks, a.motion, _segmenter(a))
     films = None if a.no_report or a.out is None else a.out
     if films is not None:
         output_folder(films / OVERLAYS)
     files = files_of(a.paths)
-    records = score_files(files, Job(options, flow, films), a.out, shard, a.workers)
+    records = score_files(files, Job(options, flow, films, a.time_limit), a.out, shard, a.workers)
     differences: list[Difference] = []
     whole = len(records) == len(files)
     if a.reference is not None and whole:
         into = None if a.out is None else a.out / "reference"
-        others = score_files(files_of([a.reference]), Job(options, flow, None), into, Shard(), a.workers)
+        others = score_files(files_of([a.reference]), Job(options, flow, None, a.time_limit), into, Shard(), a.workers)
         differences = compare.compare(compare.by_name(others), compare.by_name(records))
     console = Console()
     _say(records, console)

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
@@ -41,7 +42,7 @@ def write_score_report(
         OSError: it can't be written.
     """
     environment = page_environment()
-    environment.filters["number"] = lambda value, digits=2: "–" if value is None else f"{value:.{digits}f}"
+    environment.filters["number"] = _number
     counts = {word: sum(record.verdict == verdict for record in records) for verdict, word in WORDS.items()}
     page = environment.get_template("score_report.html.j2").render(
         title=title,
@@ -55,6 +56,12 @@ def write_score_report(
     return path
 
 
+def _number(value: float | None, digits: int = 2) -> str:
+    """Rounded; without a minus before zero."""
+    text = "–" if value is None else f"{value:.{digits}f}"
+    return text.removeprefix("-") if value is not None and float(text) == 0 else text
+
+
 def _row(folder: Path, number: int, record: Record) -> dict[str, Any]:
     scored = isinstance(record, VideoScore)
     film = overlay_path(folder, Path(record.file))
@@ -65,7 +72,7 @@ def _row(folder: Path, number: int, record: Record) -> dict[str, Any]:
         "record": record,
         "scored": scored,
         "word": WORDS[record.verdict],
-        "film": film.relative_to(folder).as_posix() if drawn and film.is_file() else None,
+        "film": quote(film.relative_to(folder).as_posix()) if drawn and film.is_file() else None,
         "charts": [Markup(line_chart(chart)) for chart in charts(record)] if drawn else [],  # type: ignore[arg-type]
     }
 

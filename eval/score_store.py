@@ -10,31 +10,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_atomic, write_json, write_jsonl
+from newtonrewards.core.shard import Shard
 from newtonrewards.core.video import sha256
 from newtonrewards.eval.video_score import VideoFailure, VideoScore, columns, csv_row, parse_record
 
 Record = VideoScore | VideoFailure
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part `index` of `count`: every count-th video."""
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise InputError(
-                f"shard {self.index} of {self.count} doesn't exist", fix="The first is 0/N, the last N-1/N."
-            )
 
 
 class ScoreStore:
@@ -61,9 +48,7 @@ class ScoreStore:
     @property
     def part(self) -> Path:
         """The file that this process appends to."""
-        if self.shard.count == 1:
-            return self.folder / "scores.jsonl"
-        return self.folder / f"scores.{self.shard.index}-of-{self.shard.count}.jsonl"
+        return self.folder / self.shard.part("scores")
 
     def add(self, record: Record) -> None:
         """Keep a record, at once."""
@@ -82,9 +67,10 @@ class ScoreStore:
             the records, or None while other shards are at work.
         """
         known = self.records()
-        if any(str(file) not in known for file in files):
+        names = [record_name(file) for file in files]
+        if any(name not in known for name in names):
             return None
-        records = [known[str(file)] for file in files]
+        records = [known[name] for name in names]
         write_jsonl(self.folder / "scores.jsonl", (record.model_dump(mode="json") for record in records))
         table = io.StringIO()
         writer = csv.DictWriter(table, columns())
@@ -99,14 +85,19 @@ def unchanged(files: Sequence[Path], records: Mapping[str, Record]) -> set[Path]
     return {
         file
         for file in files
-        if isinstance(record := records.get(str(file)), VideoScore) and digest(file) == record.sha256
+        if isinstance(record := records.get(record_name(file)), VideoScore) and digest(file) == record.sha256
     }
 
 
+def record_name(file: Path) -> str:
+    """How a file is called in its record: as given; bytes that are no text are written out, as \\xff."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
+
+
 def digest(file: Path) -> str | None:
-    """`sha256` of a file; None if it can't be read."""
+    """`sha256` of a file; None if it can't be read, or is a pipe, which might never end."""
     try:
-        return sha256(file)
+        return sha256(file) if file.is_file() else None
     except OSError:
         return None
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from newtonrewards.eval import stats
 from newtonrewards.eval.results import (
@@ -43,7 +44,7 @@ def summarise(
     """Means and paired changes of every metric in every group.
 
     Args:
-        scores: one for each clip of each arm; a clip that has none counts as missing.
+        scores: one for each clip of each run of each arm; a clip that has none counts as missing.
         clips: (name, motion, shift) of every true clip, in order.
         arms: with `truth`, the tracker's floor, first.
         metrics: definitions in table order. headline: names for the first table.
@@ -51,26 +52,20 @@ def summarise(
         failures, truth, provenance, settings: go into the summary as they are.
         seed: of the bootstrap.
     """
-    values = {(score.arm, score.clip): score.values for score in scores}
-
-    def column(arm: str, metric: str, names: Sequence[str]) -> np.ndarray:
-        found = [values.get((arm, name), {}).get(metric) for name in names]
-        return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
-
-    groups = _groups(clips)
+    values, groups = _Values(scores, arms), _groups(clips)
     cells = [
         Cell(arm=arm.name, metric=metric, primitive=group[0], shift=group[1], number=number_of(estimate))
         for arm in arms
         for metric in metrics
         for group, names in groups.items()
-        if (estimate := stats.mean(column(arm.name, metric, names), seed=seed)).n
+        if (estimate := stats.mean_over_runs(values.of(arm.name, metric, names), seed=seed)).n
     ]
     changes = [
         _change(arm, baseline, metric, info.direction, group, estimate)
         for arm, baseline in pairs
         for metric, info in metrics.items()
         for group, names in groups.items()
-        if (estimate := stats.relative_change(column(baseline, metric, names), column(arm, metric, names), seed=seed)).n
+        if (estimate := values.change(arm, baseline, metric, names, seed)).n
     ]
     counts = Counter(f"{primitive}/{shift}" for _, primitive, shift in clips)
     return Summary(
@@ -84,8 +79,28 @@ def summarise(
         cells=cells,
         changes=changes,
         failures=list(failures),
-        examples=_examples(clips, {(score.arm, score.clip) for score in scores}, [arm.name for arm in arms]),
+        examples=_examples(
+            clips, {(score.arm, score.clip) for score in scores if score.run == 0}, [arm.name for arm in arms]
+        ),
     )
+
+
+class _Values:
+    """Scores as tables of numbers: runs of an arm by clips."""
+
+    def __init__(self, scores: Sequence[Score], arms: Sequence[ArmInfo]) -> None:
+        self._values = {(score.arm, score.run, score.clip): score.values for score in scores}
+        self._runs = {arm.name: arm.runs for arm in arms}
+
+    def of(self, arm: str, metric: str, names: Sequence[str]) -> Float[np.ndarray, "S C"]:
+        """NaN where a clip is missing or couldn't be measured."""
+        runs = range(self._runs[arm])
+        found = [[self._values.get((arm, run, name), {}).get(metric) for name in names] for run in runs]
+        return np.array([[np.nan if value is None else value for value in row] for row in found], dtype=np.float64)
+
+    def change(self, arm: str, baseline: str, metric: str, names: Sequence[str], seed: int) -> stats.Estimate:
+        before, after = self.of(baseline, metric, names), self.of(arm, metric, names)
+        return stats.relative_change_over_runs(before, after, seed=seed)
 
 
 def _groups(clips: Iterable[tuple[str, str, str]]) -> dict[Group, list[str]]:

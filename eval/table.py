@@ -11,7 +11,8 @@ from newtonrewards.eval.results import ALL, OOD, TRUTH, Summary
 def table(summary: Summary) -> Table:
     """Means of all motions together in and out of distribution, and under them the paired changes in percent."""
     result = Table(
-        title="all motions together; changes are paired, with 95 % intervals over clips",
+        title="all motions together; changes are paired, with 95 % intervals over clips"
+        + (" and runs" if any(arm.runs > 1 for arm in summary.arms) else ""),
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from newtonrewards.core.clip import Clip
 from newtonrewards.core.errors import InputError, ShapeError
@@ -19,6 +19,8 @@ from newtonrewards.core.errors import InputError, ShapeError
 PRESENT_SHARE = 0.05
 # ... and so is one under this many pixels.
 PRESENT_PIXELS = 3.0
+# With less of its usual area an object isn't there as a whole.
+WHOLE_SHARE = 0.5
 # A half stored in 8 bits reads as .502 and is still no more than a half.
 ABOVE_HALF = 0.503
 
@@ -152,6 +154,13 @@ def box_around(hard: Bool[np.ndarray, "T H W"], frames: int = 0, pixels: int = 0
         there = np.flatnonzero(hard.any(axis=axes))
         spans.append(slice(max(0, int(there[0]) - margin), int(there[-1]) + 1 + margin))
     return spans[0], spans[1], spans[2]
+
+
+def whole(area: Float[np.ndarray, " T"]) -> Int[np.ndarray, " _"]:
+    """Numbers of the frames in which an object is there as a whole: with at least half its usual area. What is left of
+    a mask when the object is gone, a shadow say, is less."""
+    usual = float(np.median(area[area > 0])) if (area > 0).any() else 0.0
+    return np.flatnonzero((area > 0) & (area >= WHOLE_SHARE * usual))
 
 
 def track_from_masks(

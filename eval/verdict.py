@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from newtonrewards.eval.constancy import Constancy
 from newtonrewards.eval.find import Smooth, resting, smooth_run
-from newtonrewards.eval.laws import LawFit, broken
+from newtonrewards.eval.laws import SIGNIFICANT, LawFit, broken
 from newtonrewards.eval.results import finite
 from newtonrewards.eval.video_score import Motion, ObjectPath, Verdict
 from newtonrewards.rewards.window import Window
@@ -23,21 +24,27 @@ SMOOTH_VELOCITIES, SMOOTH_CHANGE, SMOOTH_GAIN = 10, 0.3, 12.0
 CAMERA = "a wide lens, a slant or drag do that"
 # The camera may make one end of a run weaker, to no less than this share.
 PERSPECTIVE = 0.25
+# What was let go gets no faster in its first frame than in so many frames of its fall.
+JERK_FRAMES = 2.5
+# First seen after so many frames is late.
+LATE_FRAMES = 4
 # Fewer moving velocities than this can't show unsteadiness.
 LEAST_VELOCITIES = 6
 LEAST_CONFIDENCE = 0.3
+# A picture whose brightness changes by this share is faded or lit anew.
+LIGHT_CHANGE = 0.3
 # A video is blamed only if the instruments agree better than that.
 BLAME_CONFIDENCE = 0.5
 # Both instruments differ by this share of the speed even on perfect clips; what is more costs confidence one to one.
 AGREEMENT = 0.15
-# A step of so many times the steps beside it, and so many px more, is a jump.
-JUMP_FACTOR, JUMP_PX = 2.0, 3.0
-# Faster than this (px/frame) an object doesn't just stop existing.
-MOVING_PX = 0.7
-# 1 - cos of the look, and |log| of the area, above which the object isn't the same any more.
-LEAST_MASS, LEAST_AREA = 0.25, 0.5
-# Scales on which quality falls to 1/e: unsteadiness as a share of the speed, look, area.
-STEADY_SCALE, MASS_SCALE, AREA_SCALE = 0.2, 0.25, 0.5
+# A step that is off those beside it by so many times their size, and so many px more, is a jump. Where the object isn't
+# seen afterwards, the other instrument must see the same step to this share, or it must be as long as the object.
+JUMP_FACTOR, JUMP_PX, CONFIRMED = 2.0, 3.0, 0.3
+# 1 - cos of the look, |log| of the area, changes of the mean colour (RGB in [0, 1]) over the window and from frame to
+# frame above which the object isn't the same any more. Over 150 true clips no value is above half of these.
+LEAST_MASS, LEAST_AREA, LEAST_COLOUR, LEAST_FLICKER = 0.4, 0.5, 0.2, 0.12
+# Scales on which quality falls to 1/e: unsteadiness as a share of the speed, look, area, colour, flicker.
+STEADY_SCALE, MASS_SCALE, AREA_SCALE, COLOUR_SCALE, FLICKER_SCALE = 0.2, 0.25, 0.5, 0.15, 0.15
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +55,12 @@ class Evidence:
         reason: why no object was found, empty if one was.
         source: instrument of `velocity`. velocity: (N, 2) H/s. other: that of the other instrument, or None.
         window: lawful stretch of `velocity`.
-        fit: line through `velocity` in the window, None where there is none. mass: 1 - cos of the look over the window,
-            area_change: log of the area's ratio there; None: can't be measured.
+        fit: line through `velocity` in the window, None where there is none. constancy: of the object over the window.
         smooth: run around the window in which acceleration changes steadily; None: it doesn't.
         motion: what the video is said to show.
         position: (T, 2) H. area: (T,) H^2.
-        last_place_changed: something lies where the object was last seen.
+        vanished: first frame without the object, where it stopped existing in mid-motion (`vanish.vanished_at`).
+        light: (T,) mean brightness of the picture, in [0, 1]. even: frames lie at even times.
         others: things that moved for about as long. first_frame: number of the first frame in the video.
     """
 
@@ -61,15 +68,16 @@ class Evidence:
     source: str
     window: Window
     fit: LawFit | None
-    mass: float | None
-    area_change: float | None
+    constancy: Constancy
     smooth: Smooth | None
     motion: Motion
     velocity: Float[np.ndarray, "N 2"]
     other: Float[np.ndarray, "N 2"] | None
     position: Float[np.ndarray, "T 2"]
     area: Float[np.ndarray, " T"]
-    last_place_changed: bool
+    vanished: int | None
+    light: Float[np.ndarray, " T"]
+    even: bool
     others: int
     first_frame: int
     fps: float
@@ -108,24 +116,44 @@ def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdic
     way = _way_px(evidence)
     if way < LEAST_WAY_PX:
         return "cannot_tell", [f"hardly anything moves ({way:.1f} px)"]
-    lost = _lost_at(evidence)
-    if lost is not None:
-        return "unlawful", [f"the object is gone from frame {evidence.first_frame + lost} on, in mid-motion"]
+    blame = confidence >= BLAME_CONFIDENCE
+    if evidence.vanished is not None:
+        told = f"the object is gone from frame {evidence.first_frame + evidence.vanished} on, in mid-motion"
+        return ("unlawful" if blame else "cannot_tell"), [told]
     if confidence < LEAST_CONFIDENCE:
         return "cannot_tell", ["masks and flow don't agree on the motion"]
-    unsteady, blame = _unsteady(evidence, moving), confidence >= BLAME_CONFIDENCE
+    unsteady = _unsteady(evidence, moving)
     if evidence.smooth is not None and not _perspective(evidence.smooth):
         unsteady = [_told(evidence, evidence.smooth)]
     elif evidence.smooth is not None and unsteady:
         return "cannot_tell", [f"{_told(evidence, evidence.smooth)}: {CAMERA}"]
-    if unsteady and not blame:
+    if unsteady and not (blame and _agree_throughout(evidence)):
         return "cannot_tell", ["no long law, but masks and flow don't agree well enough to blame the video"]
+    if unsteady and not evidence.even:
+        return "cannot_tell", ["no long law, but its frames come at uneven times"]
     if unsteady and moving < LEAST_VELOCITIES and not len(evidence.window):
         return "cannot_tell", [f"it moves in {moving} frames only"]
-    wrong = unsteady + _changed(evidence) + ([] if evidence.fit is None else broken(evidence.motion, evidence.fit))
+    wrong = (
+        unsteady
+        + _jerk(evidence)
+        + _changed(evidence)
+        + ([] if evidence.fit is None else broken(evidence.motion, evidence.fit))
+    )
     if wrong:
         return ("unlawful" if blame else "cannot_tell"), wrong
     return "lawful", [f"constant acceleration in {_frames(evidence, evidence.window)}"]
+
+
+def _agree_throughout(evidence: Evidence) -> bool:
+    """Whether the instruments mostly agree also where no law holds; a jump is seen by one of them alone."""
+    if evidence.other is None:
+        return True  # `_confidence` has counted it
+    away = np.linalg.norm(evidence.velocity - evidence.other, axis=1)
+    both = np.isfinite(away)
+    if not both.any():
+        return False
+    speed = float(np.sqrt((evidence.velocity[both] ** 2).sum(axis=1).mean()))
+    return agreement(float(np.median(away[both])) / max(speed, 1e-9)) >= BLAME_CONFIDENCE
 
 
 def _unsteady(evidence: Evidence, moving: int) -> list[str]:
@@ -143,15 +171,35 @@ def _unsteady(evidence: Evidence, moving: int) -> list[str]:
     return [f"one law holds in {stretch} only, {count} of {moving} moving intervals"]
 
 
+def _jerk(evidence: Evidence) -> list[str]:
+    """For falls: what rests and then moves at once at speed was not let go."""
+    start, fit = evidence.window.start, evidence.fit
+    if evidence.motion != "fall" or fit is None or start < 2:
+        return []
+    rests = resting(evidence.velocity, evidence.fps, evidence.height)[start - 2 : start]
+    speed = float(np.linalg.norm(fit.start))
+    let_go = (
+        JERK_FRAMES / evidence.fps * float(np.linalg.norm(fit.acceleration)) + SIGNIFICANT * fit.error * fit.seconds
+    )
+    if not rests.all() or speed <= let_go:
+        return []
+    return [f"it rests until frame {evidence.first_frame + start} and then moves at {speed:.2f} H/s at once"]
+
+
 def _frames(evidence: Evidence, run: Window | Smooth) -> str:
     return f"frames {evidence.first_frame + run.start} to {evidence.first_frame + run.stop}"
 
 
 def drifting(velocity: Float[np.ndarray, "N 2"], window: Window, fps: float, height: int) -> Smooth | None:
-    """The run around a lawful window in which the acceleration changes steadily, if it clearly does."""
+    """The run around a lawful window in which the acceleration changes steadily, if it clearly does.
+
+    Where the object turns back nothing is held against it: on a ramp friction then changes its sign.
+    """
     if len(window) < SMOOTH_VELOCITIES:
         return None
     run = smooth_run(velocity, window, fps, height)
+    if float(velocity[run.start] @ velocity[run.stop - 1]) < 0:
+        return None
     sizes = [float(np.linalg.norm(a)) for a in (run.first, run.last)]
     change = float(np.linalg.norm(run.last - run.first)) / max(*sizes, 1e-9)
     return run if run.gain > SMOOTH_GAIN and change > SMOOTH_CHANGE else None
@@ -171,12 +219,16 @@ def _told(evidence: Evidence, run: Smooth) -> str:
 
 def _changed(evidence: Evidence) -> list[str]:
     """How the object fails to stay what it is."""
-    reasons = []
-    if evidence.mass is not None and evidence.mass > LEAST_MASS:
-        reasons.append(f"the object changes its look (1 - cos = {evidence.mass:.2f})")
-    if evidence.area_change is not None and abs(evidence.area_change) > LEAST_AREA + _blur_change(evidence):
-        word = "grows" if evidence.area_change > 0 else "shrinks"
-        reasons.append(f"the object {word}, its area by a factor of {np.exp(evidence.area_change):.2f}")
+    found, reasons = evidence.constancy, []
+    if found.mass is not None and found.mass > LEAST_MASS:
+        reasons.append(f"the object changes its look (1 - cos = {found.mass:.2f})")
+    if found.area_change is not None and abs(found.area_change) > LEAST_AREA + _blur_change(evidence):
+        word = "grows" if found.area_change > 0 else "shrinks"
+        reasons.append(f"the object {word}, its area by a factor of {np.exp(found.area_change):.2f}")
+    if found.colour_change is not None and found.colour_change > LEAST_COLOUR:
+        reasons.append(f"the object changes its colour, by {found.colour_change:.2f} of full brightness")
+    if found.flicker is not None and found.flicker > LEAST_FLICKER:
+        reasons.append(f"the object flickers, by {found.flicker:.2f} of full brightness")
     return reasons
 
 
@@ -194,19 +246,21 @@ def _score(evidence: Evidence, verdict: Verdict, moving: int) -> float | None:
     """Quality in the upper half for what is lawful, in the lower for what isn't; None where nothing can be told.
 
     Quality is the share of the law (of half the moving time, or of `STEADY_VELOCITIES`) times exp(-x / scale) for
-    unsteadiness, change of look and change of area. Source: ours.
+    unsteadiness, change of look, area and colour, and flicker. Source: ours.
     """
     if verdict == "cannot_tell":
         return None
     quality = 0.0
     if evidence.fit is not None:
         covered = len(evidence.window) / min(STEADY_SHARE * moving, STEADY_VELOCITIES)
-        unsteady = evidence.fit.rms / max(evidence.fit.speed, 1e-6)
+        unsteady, found = evidence.fit.rms / max(evidence.fit.speed, 1e-6), evidence.constancy
         quality = min(1.0, covered) * float(
             np.exp(
                 -unsteady / STEADY_SCALE
-                - (evidence.mass or 0.0) / MASS_SCALE
-                - abs(evidence.area_change or 0.0) / AREA_SCALE
+                - (found.mass or 0.0) / MASS_SCALE
+                - abs(found.area_change or 0.0) / AREA_SCALE
+                - (found.colour_change or 0.0) / COLOUR_SCALE
+                - (found.flicker or 0.0) / FLICKER_SCALE
             )
         )
     return round(quality / 2 + (0.5 if verdict == "lawful" else 0.0), 4)
@@ -220,13 +274,23 @@ def _way_px(evidence: Evidence) -> float:
 
 
 def _jump_at(evidence: Evidence) -> int | None:
-    """A single interval in which the object goes several times as far as just before and after: no bounce does that."""
-    step = np.linalg.norm(evidence.velocity, axis=1) * evidence.height / evidence.fps
-    if evidence.other is not None:  # what only one of two instruments saw there may be its own mistake
-        step = np.where(np.isfinite(evidence.other).all(axis=1), step, np.nan)
-    for n in range(1, len(step) - 1):
-        around = np.maximum(step[n - 1], step[n + 1])
-        if np.isfinite(around) and step[n] > JUMP_FACTOR * around + JUMP_PX:
+    """A single interval in which the object goes another way than just before and after, and much further: no bounce
+    does that, since between two velocities it only passes through what lies between them."""
+    step = evidence.velocity * evidence.height / evidence.fps
+    seen = [bool(np.isfinite(v).all()) for v in step]
+    other = step if evidence.other is None else evidence.other
+    diameter = 2 * float(np.sqrt(np.median(evidence.area[evidence.area > 0]) / np.pi)) * evidence.height
+    for n in range(1, len(step)):
+        if not (seen[n] and seen[n - 1] and np.isfinite(other[n]).all()):
+            continue  # what only one of two instruments saw may be its own mistake
+        after = n + 1 < len(step) and seen[n + 1]
+        beside = step[[n - 1, n + 1]] if after else step[[n - 1]]
+        away = float(np.linalg.norm(step[n] - beside.mean(axis=0)))
+        confirmed = float(np.linalg.norm(other[n] - evidence.velocity[n])) < CONFIRMED * float(
+            np.linalg.norm(evidence.velocity[n])
+        )
+        least = JUMP_PX if after or confirmed else max(JUMP_PX, diameter)
+        if away > JUMP_FACTOR * float(np.linalg.norm(beside, axis=1).max()) + least:
             return n
     return None
 
@@ -237,20 +301,14 @@ def _moving(evidence: Evidence) -> int:
     return int((known & ~resting(evidence.velocity, evidence.fps, evidence.height)).sum())
 
 
-def _lost_at(evidence: Evidence) -> int | None:
-    """First frame without the object, if it vanished inside the picture while it moved; else None."""
+def _appears(evidence: Evidence) -> bool:
+    """Whether the object is first seen late and away from every edge: more likely it was overlooked before."""
     seen = np.flatnonzero(np.isfinite(evidence.position).all(axis=1))
-    last = int(seen[-1]) if len(seen) else 0
-    if not len(seen) or last >= len(evidence.position) - 2 or evidence.last_place_changed:
-        return None
-    size = 2 * float(np.sqrt(np.median(evidence.area[seen]) / np.pi))
-    x, y = evidence.position[last]
-    edge = min(x, y, evidence.width / evidence.height - x, 1 - y)
-    steps = np.diff(evidence.position[seen[-4:]], axis=0) * evidence.height
-    speed = float(np.linalg.norm(steps, axis=1).mean()) if len(steps) else 0.0
-    # Faster than its own width it is a smear that any background may hide.
-    followed = MOVING_PX < speed < size * evidence.height
-    return last + 1 if followed and edge > size + speed / evidence.height else None
+    if not len(seen) or seen[0] < LATE_FRAMES:
+        return False
+    x, y = evidence.position[seen[0]]
+    radius = float(np.sqrt(np.median(evidence.area[seen]) / np.pi))
+    return bool(min(x, y, evidence.width / evidence.height - x, 1 - y) > 2 * radius)
 
 
 def disagreement(ours: Float[np.ndarray, "N 2"], theirs: Float[np.ndarray, "N 2"], window: Window) -> float | None:
@@ -280,6 +338,15 @@ def _confidence(evidence: Evidence, apart: float | None) -> tuple[float, list[st
         doubts.append("only one instrument saw it")
     elif apart > AGREEMENT:
         doubts.append(f"masks and flow differ by {apart:.0%} of the speed")
+    light = float(np.ptp(evidence.light)) / max(float(evidence.light.max()), 1e-6)
+    if light > LIGHT_CHANGE:
+        confidence *= 0.4
+        doubts.append(f"the whole picture's brightness changes by {light:.0%}")
+    if not evidence.even:
+        doubts.append("frames come at uneven times")
+    if _appears(evidence):
+        confidence *= 0.45
+        doubts.append("it is first seen in mid-picture")
     if evidence.others:
         confidence *= 0.8
         doubts.append(f"{evidence.others} other things move too")

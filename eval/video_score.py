@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from newtonrewards.core.recipe import Config
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 Verdict = Literal["lawful", "unlawful", "cannot_tell"]
 Motion = Literal["auto", "fall", "throw", "ramp"]
 
@@ -56,15 +56,18 @@ class VideoScore(Config):
             px/frame^2 of the measured pixels; acceleration_error: its standard error, H/s^2.
         start_velocity, start_speed: of the fit at the window's first frame, H/s.
         kinematic_residual: root mean square change of acceleration from frame to frame, H/s^2, lower is better;
-            relative_residual: over acceleration_magnitude. fit_rms: distance of velocities from the fitted line, H/s.
+            residual_floor: what perfect clips get; relative_residual: over acceleration_magnitude.
+        fit_rms: distance of velocities from the fitted line, H/s.
         mass: 1 - cos of the object's look against the window's start, lower is better.
         area_change: log of the object's area at the window's end over that at its start; 0 is right.
+        colour_change: distance of the object's mean colour at the window's end from that at its start, RGB in [0, 1].
+        flicker: root mean square second difference of that colour from frame to frame.
         presence: share of frames in which it was found. disagreement: difference of both instruments over the speed.
         sentinels: see `rewards.sentinels`; they watch for tricks and enter no verdict.
         path: where the object was in each frame, and how fast.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     kind: Literal["newtonrewards.score"] = "newtonrewards.score"
     file: str
     sha256: str
@@ -91,10 +94,13 @@ class VideoScore(Config):
     start_velocity: Vector | None = None
     start_speed: float | None = None
     kinematic_residual: float | None = None
+    residual_floor: float | None = None
     relative_residual: float | None = None
     fit_rms: float | None = None
     mass: float | None = None
     area_change: float | None = None
+    colour_change: float | None = None
+    flicker: float | None = None
     presence: float
     disagreement: float | None
     sentinels: dict[str, float | None]
@@ -113,7 +119,7 @@ class VideoFailure(Config):
         file: as given. sha256: of its bytes, or None if there are none to read. error: what is wrong and what to do.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     kind: Literal["newtonrewards.score"] = "newtonrewards.score"
     file: str
     sha256: str | None

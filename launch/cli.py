@@ -25,10 +25,11 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "simulate": Command("newtonrewards.simulation.simulate", "make clips of the five motions with their exact truth"),
     "train": Command("newtonrewards.training.train", "fine-tune and post-train a video model from one recipe"),
-    "generate": Command("newtonrewards.models.generate", "make clips from captions and first frames"),
+    "generate": Command("newtonrewards.launch.generate", "make clips from captions and first frames"),
     "score": Command("newtonrewards.eval.score", "say whether the motion in existing videos is lawful, without truth"),
     "evaluate": Command("newtonrewards.eval.evaluate", "measure generated clips against the truth, arm beside arm"),
     "report": Command("newtonrewards.eval.report", "write an evaluation and its training curves as one HTML file"),
+    "table": Command("newtonrewards.launch.table", "every training method from one start, several seeds, one report"),
     "demo": Command("newtonrewards.launch.demo", "all of it in minutes on a CPU, from clips to report"),
     "test": Command("newtonrewards.launch.run_tests", "run the tests (arguments go to pytest)"),
 }

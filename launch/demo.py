@@ -9,32 +9,29 @@ files are all that passes between them. Stop it at any time: the same command go
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
-import importlib
-import io
-import json
 import shlex
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 from rich.console import Console
-from tqdm import tqdm
 
-from newtonrewards.core.errors import InputError, run_command
+from newtonrewards.core.errors import run_command
 from newtonrewards.core.recipe import Config, load
-from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl
-from newtonrewards.launch.cli import COMMANDS
+from newtonrewards.core.run import output_folder, read_jsonl
+from newtonrewards.launch.stages import (
+    Stage,
+    content_hash,
+    quoted,
+    run_stages,
+    simulate_stage,
+    train_stage,
+    trains_lora,
+)
 
 RECIPES = Path(__file__).with_name("recipes") / "demo"
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
-DONE = "stages.jsonl"
 TrainedArm = Literal["more_fine_tuning", "post_trained"]
 TRAINED: tuple[TrainedArm, ...] = ("more_fine_tuning", "post_trained")
 
@@ -62,29 +59,6 @@ class DemoRecipe(Config):
     shares: dict[str, float] = {}
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One command of the demo.
-
-    Attributes:
-        title: for people.
-        command: name in the table of commands.
-        argv: its arguments.
-        inputs: hash of the files that it reads and that come from outside the demo's folder.
-        result: a path that exists once it is done.
-    """
-
-    title: str
-    command: str
-    argv: tuple[str, ...]
-    inputs: str
-    result: Path
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return {"title": self.title, "command": self.command, "argv": list(self.argv), "inputs": self.inputs}
-
-
 def plan(recipe: DemoRecipe, folder: Path, out: Path, seed: int) -> list[Stage]:
     """The stages in order.
 
@@ -96,19 +70,17 @@ def plan(recipe: DemoRecipe, folder: Path, out: Path, seed: int) -> list[Stage]:
     train_clips, test_clips = out / "data" / "train", out / "data" / "test"
     models: dict[str, Path] = {"base": WEIGHTS / "base", "fine_tuned": WEIGHTS / "fine_tuned"}
     stages = [
-        _simulate("simulate clips to train on", train_clips, recipe.train_clips, "train", ("id",), seed),
-        _simulate("simulate clips to judge by", test_clips, recipe.test_clips, "test", recipe.test_shifts, seed),
+        simulate_stage("simulate clips to train on", train_clips, recipe.train_clips, "train", ("id",), seed),
+        simulate_stage("simulate clips to judge by", test_clips, recipe.test_clips, "test", recipe.test_shifts, seed),
     ]
     titles = ("fine-tune on", "post-train with the reward")
     for arm, title in zip(TRAINED, titles, strict=True):
         path = folder / str(getattr(recipe, arm))
-        changes = [f"seed={seed}", f"model.path={_quoted(models['fine_tuned'])}", f"data.clips={_quoted(train_clips)}"]
+        changes = [f"seed={seed}", f"model.path={quoted(models['fine_tuned'])}", f"data.clips={quoted(train_clips)}"]
         changes += recipe.overrides.get(arm, ())
-        options = [word for change in changes for word in ("--set", change)]
-        argv = ("--recipe", str(path), "--out", str(out / arm), *options)
-        stages.append(Stage(title, "train", argv, _hash(path, models["fine_tuned"]), out / arm / "model"))
+        stages.append(train_stage(title, path, out / arm, changes, models["fine_tuned"]))
     for name in (*models, *TRAINED):
-        lora = name in TRAINED and _trains_lora(folder / str(getattr(recipe, name)))
+        lora = name in TRAINED and trains_lora(folder / str(getattr(recipe, name)))
         stages.append(_generate(name, models, out, test_clips, recipe.num_inference_steps, seed, lora))
     results = out / "results"
     compared = [word for arm in (*models, *TRAINED) for word in ("--arm", f"{arm}={out / 'generated' / arm}")]
@@ -122,46 +94,14 @@ def plan(recipe: DemoRecipe, folder: Path, out: Path, seed: int) -> list[Stage]:
     return stages
 
 
-def _simulate(title: str, out: Path, clips: int, split: str, shifts: Sequence[str], seed: int) -> Stage:
-    argv = ("--out", str(out), "--num-clips", str(clips), "--split", split, "--seed", str(seed), "--arrays", "masks")
-    return Stage(title, "simulate", (*argv, "--shifts", *shifts), "", out / "index.jsonl")
-
-
 def _generate(arm: str, models: dict[str, Path], out: Path, clips: Path, steps: int, seed: int, lora: bool) -> Stage:
     """A trained arm is a whole model, or LoRA layers on the fine-tuned one."""
     target, trained = out / "generated" / arm, out / arm / "model"
     argv = ["--model", str(models["fine_tuned"] if lora else models.get(arm, trained))]
     argv += ["--lora", str(trained)] if lora else []
     argv += ["--clips", str(clips), "--out", str(target), "--seed", str(seed), "--num-inference-steps", str(steps)]
-    inputs = _hash(models[arm]) if arm in models else ""
+    inputs = content_hash(models[arm]) if arm in models else ""
     return Stage(f"generate with {arm}", "generate", tuple(argv), inputs, target / "index.jsonl")
-
-
-def _trains_lora(path: Path) -> bool:
-    """Whether a training recipe makes LoRA layers; `newtonrewards train` validates the rest of it."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return bool(content["model"].get("lora_rank"))
-
-
-def _quoted(path: Path) -> str:
-    """A path as a YAML string, whatever characters it has."""
-    return json.dumps(str(path))
-
-
-def _hash(*paths: Path) -> str:
-    """Hash of files and of all files in folders.
-
-    Raises:
-        InputError: one of them is missing.
-    """
-    digest = hashlib.sha256()
-    for path in paths:
-        if not path.exists():
-            raise InputError("this file of the demo is missing", where=path, fix="Get the repository anew.")
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:16]
 
 
 def demo(recipe: DemoRecipe, folder: Path, out: Path, seed: int) -> int:
@@ -174,52 +114,9 @@ def demo(recipe: DemoRecipe, folder: Path, out: Path, seed: int) -> int:
         NewtonError: from a stage.
     """
     output_folder(out)
-    stages = plan(recipe, folder, out, seed)
-    done = _done(out, stages)
-    share = {stage.title: recipe.shares.get(stage.command, 1.0) for stage in stages}
-    shape = "{desc} |{bar:24}| {percentage:3.0f} % {elapsed}"
-    with tqdm(total=sum(share.values()), bar_format=shape) as bar:
-        for number, stage in enumerate(stages, 1):
-            bar.set_description_str(f"stage {number}/{len(stages)}: {stage.title}")
-            if stage.title not in done:
-                row = _run(stage, out / "log.txt")
-                append_jsonl(out / DONE, row)
-                done[stage.title] = row
-                bar.write(f"{number}/{len(stages)} {stage.title}: {row['seconds']:.0f} s", file=sys.stderr)
-            bar.update(share[stage.title])
-        bar.set_description_str("all stages done")
+    done = run_stages(plan(recipe, folder, out, seed), out, recipe.shares)
     _show(out, done)
     return max(row["code"] for row in done.values())
-
-
-def _done(out: Path, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
-    """Rows of finished stages whose results are still there.
-
-    Raises:
-        InputError: a finished stage was another one than that of this plan.
-    """
-    wanted = {stage.title: stage for stage in stages}
-    done = {}
-    for row in read_jsonl(out / DONE) if (out / DONE).exists() else []:
-        stage = wanted.get(row["title"])
-        if stage is None or any(row[key] != value for key, value in stage.row.items()):
-            fix = "Choose another --out, or delete this folder."
-            raise InputError("already holds a demo with other settings, recipes or weights", where=out, fix=fix)
-        if stage.result.exists():
-            done[stage.title] = row
-    return done
-
-
-def _run(stage: Stage, log: Path) -> dict[str, Any]:
-    """One command in this process; what it prints goes to a log, its bar and its errors to the terminal."""
-    said, started = io.StringIO(), time.perf_counter()
-    try:
-        with contextlib.redirect_stdout(said):
-            code = importlib.import_module(COMMANDS[stage.command].module).main(list(stage.argv))
-    finally:
-        with log.open("a", encoding="utf-8") as file:
-            file.write(f"newtonrewards {stage.command} {' '.join(stage.argv)}\n{said.getvalue()}\n")
-    return {**stage.row, "code": code, "seconds": time.perf_counter() - started}
 
 
 def _show(out: Path, done: dict[str, dict[str, Any]]) -> None:

@@ -7,14 +7,14 @@ so that no wrapper, cast or launcher reaches it unasked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from newtonrewards.core.errors import ShapeError
@@ -22,6 +22,8 @@ from newtonrewards.core.run import stream
 
 Latents: TypeAlias = Float[Tensor, "B C t h w"]
 PerSample: TypeAlias = Float[Tensor, "B"]
+# Encoded captions (`text` and the transformer's other arguments) or first frames (`channels`, maybe `image`).
+Encoded: TypeAlias = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class VideoSpec:
         fps: frames per second of physical time.
         playback_fps: frames per second at which a clip plays.
         latent_shape: (C, t, h, w).
+        from_image: whether a clip starts from the given first frame; text-to-video models don't look at it.
     """
 
     name: str
@@ -44,6 +47,7 @@ class VideoSpec:
     fps: float
     playback_fps: float
     latent_shape: tuple[int, int, int, int]
+    from_image: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,20 +57,67 @@ class Condition:
     Attributes:
         first_frame: (B, 3, H, W) in [0, 1].
         text: (B, L, D) encoded captions, zero past each caption's end.
-        empty_text: (1, L, D) or (B, L, D) the same for the empty (or negative) caption, for classifier-free guidance.
-        channels: (B, c, t, h, w) the first frame as the transformer sees it beside the latents.
+        empty_text: (1, L, D) or (B, L, D), of its own length, the same for the empty (or negative) caption, for
+            classifier-free guidance.
+        channels: (B, c, t, h, w) the first frame as the transformer sees it beside the latents; c is 0 where it sees
+            none.
         image: (B, n, d) tokens of an image encoder, or None where the model has none.
+        text_extra: what else the transformer takes of the captions, by the name of its argument: masks, the tokens of
+            a second encoder.
+        empty_text_extra: the same for the empty caption.
     """
 
     first_frame: Float[Tensor, "B 3 H W"]
     text: Float[Tensor, "B L D"]
-    empty_text: Float[Tensor, "_ L D"]
+    empty_text: Float[Tensor, "_ M D"]
     channels: Float[Tensor, "B c t h w"]
     image: Float[Tensor, "B n d"] | None = None
+    text_extra: Mapping[str, Tensor] = field(default_factory=dict)
+    empty_text_extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def without_text(self) -> Condition:
         """The same with the empty caption in place of each caption."""
-        return replace(self, text=self.empty_text.expand_as(self.text))
+
+        def for_each(value: Tensor) -> Tensor:
+            return value.expand(len(self.text), *value.shape[1:])
+
+        extra = {name: for_each(value) for name, value in self.empty_text_extra.items()}
+        return replace(self, text=for_each(self.empty_text), text_extra=extra)
+
+    def at(self, chosen: Bool[Tensor, "B"]) -> Condition:
+        """The part of the batch that is chosen."""
+
+        def part(value: Tensor) -> Tensor:
+            return value[chosen] if len(value) == len(chosen) else value
+
+        return replace(
+            self,
+            first_frame=self.first_frame[chosen],
+            text=self.text[chosen],
+            empty_text=part(self.empty_text),
+            channels=self.channels[chosen],
+            image=None if self.image is None else self.image[chosen],
+            text_extra={name: value[chosen] for name, value in self.text_extra.items()},
+            empty_text_extra={name: part(value) for name, value in self.empty_text_extra.items()},
+        )
+
+    def repeated(self, count: int) -> Condition:
+        """Each clip's condition `count` times in a row; what is there once for all clips stays so."""
+        size = len(self.first_frame)
+
+        def copies(value: Tensor) -> Tensor:
+            return value.repeat_interleave(count, 0) if len(value) == size else value
+
+        return replace(
+            self,
+            first_frame=copies(self.first_frame),
+            text=copies(self.text),
+            empty_text=copies(self.empty_text),
+            channels=copies(self.channels),
+            image=None if self.image is None else copies(self.image),
+            text_extra={name: copies(value) for name, value in self.text_extra.items()},
+            empty_text_extra={name: copies(value) for name, value in self.empty_text_extra.items()},
+        )
 
 
 @runtime_checkable
@@ -77,7 +128,8 @@ class VideoModel(Protocol):
         spec: size of its clips and latents.
         transformer: the network that post-training trains.
         trainable: every module that may train now, by name; `transformer` is always among them.
-        scheduler: flow-matching Euler scheduler, whose sigmas `sample` follows.
+        scheduler: flow-matching Euler scheduler, whose sigmas `sample` follows. A family with another noise process or
+            other levels brings a subclass of it (`models.schedules`).
     """
 
     spec: VideoSpec
@@ -93,6 +145,10 @@ class VideoModel(Protocol):
 
     def predict(self, latents: Latents, sigma: PerSample, condition: Condition) -> Latents:
         """Velocity = noise - clean, predicted at sigma in (0, 1] and latents = (1 - sigma) clean + sigma noise."""
+        ...
+
+    def training_sigma(self, normal: PerSample) -> PerSample:
+        """Noise levels in (0, 1] to train at, from standard normal draws: the family's own distribution."""
         ...
 
     def loss_weight(self, clean: Latents, sigma: PerSample) -> Float[Tensor, "..."]:
@@ -138,17 +194,30 @@ def draw_noise(spec: VideoSpec, seed: int, step: int, indices: Sequence[int], pu
     )
 
 
-def draw_sigma(shift: float, seed: int, step: int, indices: Sequence[int], purpose: str = "sigma") -> PerSample:
-    """Training noise levels: logit-normal(0, 1), then shifted towards noise, sigma = shift u / (1 + (shift - 1) u).
+def draw_sigma(model: VideoModel, seed: int, step: int, indices: Sequence[int], purpose: str = "sigma") -> PerSample:
+    """Training noise levels of the model's own distribution, each sample from its own stream.
 
     Args:
-        shift: the scheduler's flow shift; 1 leaves the logit-normal as it is.
+        model: its `training_sigma` says which levels it trains at.
         seed, step, indices, purpose: see `draw_noise`.
     Returns:
-        (B,) float32 in (0, 1) on the CPU.
+        (B,) float32 in (0, 1] on the CPU.
+    """
+    return model.training_sigma(
+        torch.cat([torch.randn(1, generator=stream(seed, step, index, purpose)) for index in indices])
+    )
+
+
+def logit_normal(normal: PerSample, shift: float) -> PerSample:
+    """Logit-normal(0, 1) noise levels, then shifted towards noise, sigma = shift u / (1 + (shift - 1) u).
+
+    Args:
+        normal: standard normal draws.
+        shift: the scheduler's flow shift; 1 leaves the logit-normal as it is.
+    Returns:
+        (B,) in (0, 1).
     Source: Esser et al. 2024 (Stable Diffusion 3), §3.1 and equation 23.
     """
-    normal = torch.cat([torch.randn(1, generator=stream(seed, step, index, purpose)) for index in indices])
     uniform = torch.sigmoid(normal)
     return shift * uniform / (1 + (shift - 1) * uniform)
 

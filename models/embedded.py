@@ -30,6 +30,7 @@ from newtonrewards.models.base import (
     check_clip_shape,
     check_condition_inputs,
     gradient_only,
+    logit_normal,
 )
 from newtonrewards.models.codec import PatchCodec
 from newtonrewards.models.files import save_weights
@@ -135,6 +136,9 @@ class EmbeddedModel:
         )[0]
         velocity: Tensor = (latents - clean) / sigma.view(-1, 1, 1, 1, 1)
         return velocity
+
+    def training_sigma(self, normal: PerSample) -> PerSample:
+        return logit_normal(normal, self.config.flow_shift)
 
     def loss_weight(self, clean: Latents, sigma: PerSample) -> Latents:
         """Makes the squared velocity error (clean error)^2 / max(sigma, .1)^2, over the gain, and more where it moves.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor
+
+from newtonrewards.core.video import sha256
 
 LENGTH = 8  # bytes of the little-endian header length, by the safetensors format
 
@@ -24,3 +27,13 @@ def save_weights(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % LENGTH)  # the data begins at a multiple of 8
     path.write_bytes(len(text).to_bytes(LENGTH, "little") + text + content[LENGTH + size :])
+
+
+def fingerprint(*folders: Path) -> str:
+    """Hash of all weights in the folders (or files): clips of one name made by others are not the same clips."""
+    total = hashlib.sha256()
+    for folder in folders:
+        files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder]
+        for file in files:
+            total.update(f"{file.relative_to(folder)} {sha256(file)}\n".encode())
+    return total.hexdigest()[:16]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
+from newtonrewards.models import lora
 from newtonrewards.models.base import Condition, Latents, PerSample, VideoModel
 
 
@@ -26,4 +29,25 @@ def flow_matching_loss(
     level = sigma.view(-1, 1, 1, 1, 1)
     latents = (1 - level) * clean + level * noise
     error = model.predict(latents, sigma, condition) - (noise - clean)
+    return (error.square() * model.loss_weight(clean, sigma)).flatten(1).mean(1)
+
+
+def reference_distance(
+    model: VideoModel, clean: Latents, noise: Latents, sigma: PerSample, condition: Condition
+) -> PerSample:
+    """Weighted mean square of the velocity minus the reference's, the model's without its LoRA layers.
+
+    Where both denoise with Gaussian steps of one variance, their KL divergence is this up to a factor of the noise
+    level.
+
+    Args:
+        model: with LoRA layers. clean, noise, sigma, condition: as for `flow_matching_loss`.
+    Returns:
+        One value >= 0 per sample, 0 before training. The gradient flows to the model, not to the reference.
+    """
+    level = sigma.view(-1, 1, 1, 1, 1)
+    latents = (1 - level) * clean + level * noise
+    with torch.no_grad(), lora.disabled(model):
+        reference = model.predict(latents, sigma, condition)
+    error = model.predict(latents, sigma, condition) - reference
     return (error.square() * model.loss_weight(clean, sigma)).flatten(1).mean(1)

@@ -6,15 +6,17 @@ the same clips start from the same noise and can be compared one by one. The sam
     newtonrewards generate --model models/weights/fine_tuned --clips runs/data/test --out runs/fine_tuned
     newtonrewards generate --model models/weights/fine_tuned --lora runs/reward/model --clips runs/data/test --out post
     newtonrewards generate --model Wan2.1-I2V --image ball.png --caption "a ball falls" --out runs/ball --num-frames 81
+    newtonrewards generate --model Wan2.1-T2V --caption "a ball falls" --out runs/ball
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,10 @@ from tqdm import tqdm
 from newtonrewards.core.errors import InputError, NewtonError, run_command
 from newtonrewards.core.recipe import validate
 from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_jsonl
+from newtonrewards.core.shard import WHOLE, Shard, add_shard_option, of_this_process
 from newtonrewards.core.video import read_clip, sha256, write_video
 from newtonrewards.models.base import VideoModel, VideoSpec, draw_noise
+from newtonrewards.models.files import fingerprint
 from newtonrewards.models.load import PIPELINES, ModelConfig, load_video_model
 from newtonrewards.models.sampling import sample
 
@@ -45,6 +49,8 @@ SETTINGS = (
     "height",
     "width",
     "negative_caption",
+    "best_of",
+    "judge",
 )
 IDENTITY = ("caption", "index", "source_sha256")
 
@@ -57,13 +63,13 @@ class Job:
         name: of the file, without suffix.
         caption: what happens.
         index: its place in the folder it comes from; decides its noise.
-        source: video or picture whose first frame it starts from.
+        source: video or picture whose first frame it starts from; None: from the caption alone.
     """
 
     name: str
     caption: str
     index: int
-    source: Path
+    source: Path | None
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,30 @@ class Sampling:
     num_inference_steps: int = 8
     guidance_scale: float = 1.0
     batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """Several clips of each job from other noise, of which the best is kept.
+
+    Attributes:
+        count: N; the first of them is the clip that is made without this.
+        judge: (jobs, N batches of clips) -> (N, B) rewards, higher is better; the first of equals is kept.
+        name: what the rows say of the judge: clips chosen by another one are not the same clips.
+    """
+
+    count: int
+    judge: Callable[[Sequence[Job], Sequence[Tensor]], Float[Tensor, "N B"]]
+    name: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """A clip, and what its row says beside the settings."""
+
+    job: Job
+    frames: Float[Tensor, "T 3 H W"]
+    row: dict[str, Any]
 
 
 def jobs_of_folder(folder: Path, limit: int | None = None) -> list[Job]:
@@ -96,16 +126,24 @@ def jobs_of_folder(folder: Path, limit: int | None = None) -> list[Job]:
 
 
 def generate(
-    model: VideoModel, jobs: Sequence[Job], out: Path, sampling: Sampling, origin: dict[str, Any]
+    model: VideoModel,
+    jobs: Sequence[Job],
+    out: Path,
+    sampling: Sampling,
+    origin: dict[str, Any],
+    shard: Shard = WHOLE,
+    best_of: BestOf | None = None,
 ) -> list[str]:
-    """Make the clips that `out` doesn't hold yet.
+    """Make the clips of a shard that `out` doesn't hold yet.
 
     Args:
         model: any VideoModel.
-        jobs: clips to make; batches are cut from this list, so that a resumed run computes the same batches.
+        jobs: clips to make, of all shards; batches are cut from this list, so that a resumed run computes the same.
         out: folder for NAME.mp4 and index.jsonl.
         sampling: seed, steps, guidance, batch size.
         origin: what the rows say of the model: `weights` (a hash) and anything else.
+        shard: which batches to make; a shard takes whole ones, so that its clips are the same to the bit.
+        best_of: keep the best of several clips; the rows then hold the rewards of all of them.
     Returns:
         One line for each clip that could not be made.
     Raises:
@@ -124,31 +162,33 @@ def generate(
         "fps": spec.fps,
         "playback_fps": spec.playback_fps,
     }
+    if best_of is not None:
+        common |= {"best_of": best_of.count, "judge": best_of.name}
     done = _rows_on_disk(out, common)
     failures: list[str] = []
-    with tqdm(total=len(jobs), desc="generate", unit="clip") as bar:
-        for start in range(0, len(jobs), sampling.batch_size):
-            batch = jobs[start : start + sampling.batch_size]
+    batches = shard.of([jobs[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)])
+    with tqdm(total=sum(map(len, batches)), desc="generate", unit="clip") as bar:
+        for batch in batches:
             rows = _rows(batch, common, failures)
             if any(not _same(done.get(job.name), rows[job.name]) for job in batch if job.name in rows):
-                made = _make_each([job for job in batch if job.name in rows], model, sampling, failures)
-                for job, frames in made:
-                    _write(out, job, frames, rows[job.name], done, failures)
+                wanted = [job for job in batch if job.name in rows]
+                for made in _make_each(wanted, model, sampling, best_of, failures):
+                    _write(out, shard, made, rows[made.job.name], done, failures)
             bar.update(len(batch))
-    order = {job.name: job.index for job in jobs}
-    kept = sorted(done.values(), key=lambda row: (order.get(row["name"], len(jobs)), row["name"]))
-    write_jsonl(out / INDEX, kept)
+    _join(out, jobs, common, shard)
     return failures
 
 
-def fingerprint(*folders: Path) -> str:
-    """Hash of all weights in the folders (or files): clips of one name made by others are not the same clips."""
-    total = hashlib.sha256()
-    for folder in folders:
-        files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder]
-        for file in files:
-            total.update(f"{file.relative_to(folder)} {sha256(file)}\n".encode())
-    return total.hexdigest()[:16]
+def _join(out: Path, jobs: Sequence[Job], common: dict[str, Any], shard: Shard) -> None:
+    """One index of all clips in the order of the jobs; a shard leaves that to the one that finds them all there."""
+    done = _rows_on_disk(out, common)
+    order = {job.name: job.index for job in jobs}
+    if shard.count > 1 and order.keys() - done.keys():
+        return
+    write_jsonl(out / INDEX, sorted(done.values(), key=lambda row: (order.get(row["name"], len(jobs)), row["name"])))
+    for part in _parts(out):
+        if part.name != INDEX:
+            part.unlink(missing_ok=True)
 
 
 def _rows(batch: Sequence[Job], common: dict[str, Any], failures: list[str]) -> dict[str, dict[str, Any]]:
@@ -156,12 +196,12 @@ def _rows(batch: Sequence[Job], common: dict[str, Any], failures: list[str]) -> 
     rows = {}
     for job in batch:
         try:
-            digest = sha256(job.source)
+            digest = sha256(job.source) if job.source is not None else None
         except OSError as error:
             failures.append(f"{job.source}: can't read this file ({error.strerror}).")
             continue
         identity = {"caption": job.caption, "index": job.index, "source_sha256": digest}
-        rows[job.name] = {"name": job.name, **identity, "source": str(job.source), **common}
+        rows[job.name] = {"name": job.name, **identity, "source": job.source and str(job.source), **common}
     return rows
 
 
@@ -171,9 +211,12 @@ def _rows_on_disk(out: Path, common: dict[str, Any]) -> dict[str, dict[str, Any]
     Raises:
         InputError: naming the settings that differ.
     """
-    rows = read_jsonl(out / INDEX) if (out / INDEX).is_file() else []
+    rows: list[dict[str, Any]] = []
+    for part in _parts(out):
+        with contextlib.suppress(FileNotFoundError):  # another shard has joined them meanwhile
+            rows += read_jsonl(part)
     for row in rows:
-        other = [f"{key} {row.get(key)}, not {common[key]}" for key in SETTINGS if row.get(key) != common[key]]
+        other = [f"{key} {row.get(key)}, not {common.get(key)}" for key in SETTINGS if row.get(key) != common.get(key)]
         if other:
             raise InputError(
                 f"this folder holds clips made with other settings ({'; '.join(other)})",
@@ -183,31 +226,50 @@ def _rows_on_disk(out: Path, common: dict[str, Any]) -> dict[str, dict[str, Any]
     return {row["name"]: row for row in rows if (out / f"{row['name']}.mp4").is_file()}
 
 
+def _parts(out: Path) -> list[Path]:
+    """The index and those of shards, which are newer and so come last."""
+    return sorted(out.glob("index*.jsonl"), key=lambda path: (path.name != INDEX, path.name))
+
+
 def _same(row: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
     return row is not None and all(row.get(key) == wanted[key] for key in IDENTITY)
 
 
 def _make_each(
-    batch: Sequence[Job], model: VideoModel, sampling: Sampling, failures: list[str]
-) -> list[tuple[Job, Float[Tensor, "T 3 H W"]]]:
+    batch: Sequence[Job], model: VideoModel, sampling: Sampling, best_of: BestOf | None, failures: list[str]
+) -> list[Made]:
     """The clips of a batch; where something is wrong with one of them, one by one, so that only that one fails."""
     if not batch:
         return []
     try:
-        return list(zip(batch, _make(batch, model, sampling), strict=True))
+        return _make_best(batch, model, sampling, best_of)
     except NewtonError as error:
         if len(batch) == 1:
             failures.append(f"{batch[0].name}: {error}")
             return []
-    return [made for job in batch for made in _make_each([job], model, sampling, failures)]
+    return [made for job in batch for made in _make_each([job], model, sampling, best_of, failures)]
+
+
+def _make_best(batch: Sequence[Job], model: VideoModel, sampling: Sampling, best_of: BestOf | None) -> list[Made]:
+    if best_of is None:
+        return [Made(job, frames, {}) for job, frames in zip(batch, _make(batch, model, sampling), strict=True)]
+    candidates = [_make(batch, model, sampling, member) for member in range(best_of.count)]
+    rewards = best_of.judge(batch, candidates)
+    chosen = rewards.argmax(0).tolist()
+    return [
+        Made(job, candidates[best][place], {"rewards": rewards[:, place].tolist(), "chosen": best})
+        for place, (job, best) in enumerate(zip(batch, chosen, strict=True))
+    ]
 
 
 @torch.no_grad()
-def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling) -> Float[Tensor, "B T 3 H W"]:
+def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling, member: int = 0) -> Float[Tensor, "B T 3 H W"]:
+    """Clips of a batch on the CPU; each member of a group has noise of its own."""
     device = next(model.transformer.parameters()).device
-    first = torch.stack([read_first_frame(job.source, model.spec) for job in batch]).to(device)
+    first = torch.stack([_first_frame(job, model.spec) for job in batch]).to(device)
     condition = model.condition([job.caption for job in batch], first)
-    noise = draw_noise(model.spec, sampling.seed, 0, [job.index for job in batch], "generate").to(device)
+    purpose = f"generate/{member}" if member else "generate"
+    noise = draw_noise(model.spec, sampling.seed, 0, [job.index for job in batch], purpose).to(device)
     latents = sample(
         model,
         condition,
@@ -219,18 +281,24 @@ def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling) -> Float[
 
 
 def _write(
-    out: Path, job: Job, frames: Tensor, row: dict[str, Any], done: dict[str, dict[str, Any]], failures: list[str]
+    out: Path,
+    shard: Shard,
+    made: Made,
+    row: dict[str, Any],
+    done: dict[str, dict[str, Any]],
+    failures: list[str],
 ) -> None:
     """The file first, then its row: a clip with a row is whole. What is there already stays."""
+    job = made.job
     if _same(done.get(job.name), row):
         return
     try:
-        write_video(out / f"{job.name}.mp4", frames, row["playback_fps"], lossless=True)
+        write_video(out / f"{job.name}.mp4", made.frames, row["playback_fps"], lossless=True)
     except NewtonError as error:
         failures.append(f"{job.name}: {error}")
         return
-    append_jsonl(out / INDEX, row)
-    done[job.name] = row
+    done[job.name] = row | made.row
+    append_jsonl(out / shard.part("index"), done[job.name])
 
 
 def read_first_frame(path: Path, spec: VideoSpec) -> Float[Tensor, "3 H W"]:
@@ -250,13 +318,26 @@ def read_first_frame(path: Path, spec: VideoSpec) -> Float[Tensor, "3 H W"]:
     return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 255
 
 
+def _first_frame(job: Job, spec: VideoSpec) -> Float[Tensor, "3 H W"]:
+    """The one that the clip starts from; black for a model that doesn't look at it.
+
+    Raises:
+        InputError: not a readable video or picture, or none for a model that starts from one.
+    """
+    if job.source is not None:
+        return read_first_frame(job.source, spec)
+    if spec.from_image:
+        raise InputError(f"this {spec.name} model starts from a first frame", fix="Give one with --image.")
+    return torch.zeros(3, spec.height, spec.width)
+
+
 def _kind(path: Path) -> str:
     """Which `ModelConfig.name` a folder is of; `embedded` where it doesn't say, whose loader then names the problem."""
     try:
         found = json.loads((path / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return "embedded"
-    return next((name for name, pipeline in PIPELINES.items() if pipeline == found), "embedded")
+    return next((name for name, pipelines in PIPELINES.items() if found in pipelines), "embedded")
 
 
 def _config(arguments: argparse.Namespace) -> ModelConfig:
@@ -272,20 +353,26 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
     if arguments.clips is not None:
         return jobs_of_folder(arguments.clips, arguments.limit)
     if not arguments.caption:
-        raise InputError("--image needs a --caption", fix="Say what happens, as in --caption 'a ball falls'.")
-    return [Job(arguments.image.stem, arguments.caption, 0, arguments.image)]
+        raise InputError("no --clips and no --caption", fix="Say what happens, as in --caption 'a ball falls'.")
+    name = "clip" if arguments.image is None else arguments.image.stem
+    return [Job(name, arguments.caption, 0, arguments.image)]
+
+
+def _device() -> str:
+    """A launcher's processes share the GPUs of their machine."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="newtonrewards generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--model", type=Path, required=True, help="folder of an embedded model or a diffusers Wan pipeline")
+    p.add_argument("--model", type=Path, required=True, help="folder of an embedded model or a diffusers pipeline")
     p.add_argument("--lora", type=Path, help="adapter to load onto it: a folder or a .safetensors file")
-    source = p.add_mutually_exclusive_group(required=True)
+    source = p.add_mutually_exclusive_group()
     source.add_argument("--clips", type=Path, help="folder of clips: their captions and first frames")
     source.add_argument("--image", type=Path, help="one picture or video as the first frame (with --caption)")
-    p.add_argument("--caption", help="what happens after --image")
+    p.add_argument("--caption", help="what happens after --image, or in all of the clip (text to video)")
     p.add_argument("--out", type=Path, required=True, help="folder for NAME.mp4 and index.jsonl")
     p.add_argument("--seed", type=int, default=0, help="the noise is a function of it and a clip's place (default 0)")
     p.add_argument("--num-inference-steps", type=int, default=8, help="Euler steps (default 8)")
@@ -293,19 +380,28 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=int, default=16, help="clips at a time (default 16)")
     p.add_argument("--limit", type=int, help="only the first so many clips of --clips")
     p.add_argument("--overwrite", action="store_true", help="replace clips made with other settings")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    wan = p.add_argument_group("for Wan pipelines (the embedded model has its own size)")
-    wan.add_argument("--num-frames", type=int, help="4n + 1 (default 81)")
-    wan.add_argument("--height", type=int, help="px (default 480)")
-    wan.add_argument("--width", type=int, help="px (default 832)")
-    wan.add_argument("--fps", type=float, help="frames per second of physical time (default 16)")
-    wan.add_argument("--negative-caption", help="what guidance leads away from")
-    wan.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights in memory (default float32)")
+    add_shard_option(p, "batch")
+    p.add_argument("--device", default=_device(), help="default: %(default)s")
+    size = p.add_argument_group("for diffusers pipelines (default: what the family was trained at; docs/models.md)")
+    size.add_argument("--num-frames", type=int, help="4n + 1, for LTX-Video 8n + 1")
+    size.add_argument("--height", type=int, help="px")
+    size.add_argument("--width", type=int, help="px")
+    size.add_argument("--fps", type=float, help="frames per second of physical time")
+    size.add_argument("--negative-caption", help="what guidance leads away from")
+    size.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights in memory (default float32)")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    return run(parser().parse_args(argv))
+
+
+def run(arguments: argparse.Namespace, best_of: Callable[[VideoSpec], BestOf] | None = None) -> int:
+    """The command, its arguments parsed.
+
+    Args:
+        best_of: makes the judge for clips of the loaded model's size; `newtonrewards generate --best-of` has one.
+    """
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size is {arguments.batch_size}, it must be at least 1")
     jobs = _jobs(arguments)
@@ -317,13 +413,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "lora": None if arguments.lora is None else str(arguments.lora),
         "weights": fingerprint(*parts),
     }
+    shard = of_this_process(arguments.shard)
+    chooser = None if best_of is None else best_of(model.spec)
     if arguments.overwrite:
-        (arguments.out / INDEX).unlink(missing_ok=True)  # without its row a clip counts as not made
+        if shard.count > 1:
+            raise InputError("--overwrite would take clips from other shards", fix=f"Delete {arguments.out} instead.")
+        for part in _parts(arguments.out):
+            part.unlink()  # without its row a clip counts as not made
     sampling = Sampling(arguments.seed, arguments.num_inference_steps, arguments.guidance_scale, arguments.batch_size)
-    failures = generate(model, jobs, arguments.out, sampling, origin)
+    failures = generate(model, jobs, arguments.out, sampling, origin, shard, chooser)
     for line in failures:
         print(f"failed: {line}", file=sys.stderr)
-    print(f"{arguments.out}: {len(jobs) - len(failures)} of {len(jobs)} clips.")
+    whole = f"{len(jobs) - len(failures)} of {len(jobs)} clips."
+    print(f"{arguments.out}: {whole if shard.count == 1 else f'shard {shard.index}/{shard.count} is done.'}")
     return 1 if failures else 0
 
 

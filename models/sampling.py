@@ -56,6 +56,38 @@ def sample(
     return latents
 
 
+def clean_estimate(
+    model: VideoModel,
+    condition: Condition,
+    noise: Latents,
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    stop: int,
+) -> Latents:
+    """The clean latents that the model predicts in the middle of sampling: x0 = latents - sigma velocity.
+
+    `stop` steps run without gradient, then one checkpointed prediction carries it.
+
+    Args:
+        model, condition, noise, num_inference_steps, guidance_scale: as for `sample`.
+        stop: number of the step that predicts, 0 to num_inference_steps - 1; the last one is `sample`'s last step.
+    Source: ReFL (Xu et al. 2023), on a flow.
+    Raises:
+        InputError: `stop` outside its range, or a scheduler as for `sample`.
+    """
+    if not 0 <= stop < num_inference_steps:
+        raise InputError(f"stop is {stop}, it must lie in 0..num_inference_steps - 1 ({num_inference_steps - 1})")
+    sigmas = schedule(model.scheduler, num_inference_steps).to(noise.device)
+    latents = noise.detach()
+    with torch.no_grad():
+        for i in range(stop):
+            latents = euler_step(model, latents, sigmas[i], sigmas[i + 1], condition, guidance_scale)
+    return checkpoint(
+        euler_step, model, latents, sigmas[stop], sigmas[-1], condition, guidance_scale, use_reentrant=False
+    )
+
+
 def schedule(
     scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int
 ) -> Float[Tensor, "{num_inference_steps}+1"]:

@@ -2,56 +2,62 @@
 
     python -m newtonrewards.models.tiny_wan --style 2.2 --out runs/tiny_wan
 
-Styles: `2.1` (channel concatenation, CLIP image encoder), `2.1-no-image-encoder`, `2.2` (TI2V, `expand_timesteps`).
+Styles: `2.1` (channel concatenation, CLIP image encoder), `2.1-no-image-encoder`, `2.1-t2v` (from text alone), `2.2`
+(TI2V, `expand_timesteps`), `2.2-a14b` (two experts), `2.2-t2v` (`expand_timesteps` from text alone).
 Clips of 64 x 64 px and 4n + 1 frames suit all of them.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     WanImageToVideoPipeline,
+    WanPipeline,
     WanTransformer3DModel,
 )
 
-from newtonrewards.core.errors import NewtonError
-from newtonrewards.core.run import output_folder, stream_seed
-from newtonrewards.models.embedded import BYTE_VOCABULARY
+from newtonrewards.models.tiny import TEXT_DIM, byte_t5, seeded, write_tiny
 
-STYLES = ("2.1", "2.1-no-image-encoder", "2.2")
-TEXT_DIM = 32
+STYLES = ("2.1", "2.1-no-image-encoder", "2.1-t2v", "2.2", "2.2-a14b", "2.2-t2v")
 IMAGE_DIM = 16
+BOUNDARY_RATIO = 0.9
 
 
-def tiny_pipeline(style: str, seed: int = 0) -> WanImageToVideoPipeline:
+def tiny_pipeline(style: str, seed: int = 0) -> WanImageToVideoPipeline | WanPipeline:
     """A pipeline of one of `STYLES` whose weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, 0, 0, "tiny wan"))
-        image = _image_encoder() if style == "2.1" else {"image_encoder": None, "image_processor": None}
-        return WanImageToVideoPipeline(
-            **_text_encoder(),
-            **image,
-            vae=_vae(residual=style == "2.2"),
-            transformer=_transformer(style),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            expand_timesteps=style == "2.2",
-        )
+    return seeded(lambda: _pipeline(style), seed, "tiny wan")
+
+
+def _pipeline(style: str) -> WanImageToVideoPipeline | WanPipeline:
+    expanded = style in ("2.2", "2.2-t2v")
+    image = _image_encoder() if style == "2.1" else {"image_encoder": None, "image_processor": None}
+    kind = WanPipeline if style.endswith("t2v") else WanImageToVideoPipeline
+    two: dict[str, Any] = {}
+    if style == "2.2-a14b":
+        two = {"transformer_2": _transformer(style), "boundary_ratio": BOUNDARY_RATIO}
+    return kind(
+        **byte_t5("UMT5"),
+        **({} if kind is WanPipeline else image),
+        vae=_vae(residual=expanded),
+        transformer=_transformer(style),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        expand_timesteps=expanded,
+        **two,
+    )
 
 
 def _transformer(style: str) -> WanTransformer3DModel:
-    z_dim = 12 if style == "2.2" else 16
+    z_dim = 12 if style in ("2.2", "2.2-t2v") else 16
+    beside = z_dim + 4 if style in ("2.1", "2.1-no-image-encoder", "2.2-a14b") else 0
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
-        in_channels=z_dim if style == "2.2" else 2 * z_dim + 4,
+        in_channels=z_dim + beside,
         out_channels=z_dim,
         text_dim=TEXT_DIM,
         freq_dim=32,
@@ -87,15 +93,6 @@ def _vae(*, residual: bool) -> AutoencoderKLWan:
     ).eval()
 
 
-def _text_encoder() -> dict[str, Any]:
-    from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
-
-    config = UMT5Config(
-        vocab_size=BYTE_VOCABULARY, d_model=TEXT_DIM, d_kv=8, d_ff=32, num_layers=2, num_heads=4, dropout_rate=0.0
-    )
-    return {"tokenizer": ByT5Tokenizer(extra_ids=0), "text_encoder": UMT5EncoderModel(config).eval()}
-
-
 def _image_encoder() -> dict[str, Any]:
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -113,23 +110,7 @@ def _image_encoder() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m newtonrewards.models.tiny_wan",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--style", choices=STYLES, default="2.1", help="which generation's layout (default 2.1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
-    arguments = parser.parse_args(argv)
-    try:
-        output_folder(arguments.out)
-    except NewtonError as error:
-        print(f"error: {error}")
-        return 2
-    tiny_pipeline(arguments.style, arguments.seed).save_pretrained(arguments.out)
-    print(f"{arguments.out}: tiny Wan {arguments.style} pipeline with random weights")
-    return 0
+    return write_tiny(argv, "tiny_wan", __doc__, STYLES, tiny_pipeline)
 
 
 if __name__ == "__main__":

@@ -1,156 +1,124 @@
-"""Any diffusers Wan image-to-video pipeline folder as a `VideoModel`.
+"""Any diffusers Wan pipeline folder as a `VideoModel`: 2.1 and 2.2, from a first frame or from text alone.
 
 Two styles of telling the transformer the first frame, chosen by what the folder says:
-- 2.1: beside the noisy latents stand a mask (4 channels) and the latents of the first frame followed by grey; where the
-  folder has an image encoder, its tokens join the text.
+- 2.1 and 2.2 A14B: beside the noisy latents stand a mask (4 channels) and the latents of the first frame followed by
+  grey; where the folder has an image encoder, its tokens join the text.
 - 2.2 TI2V (`expand_timesteps`): the first latent frame *is* the clean first frame, and its tokens have noise level 0.
+
+2.2 A14B has two transformers, experts of the high and of the low noise levels; `boundary_ratio` is where they meet.
 """
 
 from __future__ import annotations
 
-import copy
-import shutil
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
-from newtonrewards.core.errors import CheckpointError, InputError
-from newtonrewards.core.run import whole_folder
-from newtonrewards.core.video import to_8bit
+from newtonrewards.core.errors import CheckpointError
 from newtonrewards.models import wan_vae
-from newtonrewards.models.base import (
-    Condition,
-    Latents,
-    PerSample,
-    VideoSpec,
-    check_clip_shape,
-    check_condition_inputs,
+from newtonrewards.models.base import Condition, Encoded, Latents, PerSample, logit_normal
+from newtonrewards.models.pipelines import (
+    ClipSize,
+    Experts,
+    Grid,
+    PipelineModel,
+    first_frame_weight,
+    with_first_frame,
 )
+from newtonrewards.models.schedules import euler
 
 TEXT_LENGTH = 512  # tokens; fixed inside WanTransformer3DModel where image tokens join the text
 
 
-class WanModel:
-    """A `VideoModel` around a pipeline whose parts stay diffusers'.
+class WanModel(PipelineModel):
+    """See `PipelineModel`.
 
     Attributes:
-        pipeline: the whole pipeline, for everything that training doesn't touch.
-        negative_caption: what guidance leads away from.
-        tiles: in which the autoencoder decodes; None: whole frames.
+        expand_timesteps: the style of 2.2 TI2V.
+        transformer_2: expert of the noise levels below `boundary`, or None where one transformer does all.
+        experts: which of two experts train; training levels are drawn from the range of those that do.
+        tiles: in which the autoencoder decodes, or None: whole frames.
     """
 
-    def __init__(
-        self,
-        pipeline: WanImageToVideoPipeline,
-        *,
-        num_frames: int,
-        height: int,
-        width: int,
-        fps: float,
-        negative_caption: str = "",
-        tiles: wan_vae.Tiles | None = None,
-    ) -> None:
-        self.pipeline = pipeline
-        self.vae = pipeline.vae
-        self.transformer: nn.Module = pipeline.transformer
-        self.scheduler = _euler(pipeline.scheduler)
-        self.expand_timesteps = bool(pipeline.config.expand_timesteps)
-        self.negative_caption = negative_caption
-        self.tiles = tiles
-        self._negative: Tensor | None = None
-        self.spec = _spec(pipeline, num_frames, height, width, fps)
+    name = "wan"
+    pipelines = {"WanImageToVideoPipeline": True, "WanPipeline": False}
+    size = ClipSize(81, 480, 832, 16.0)
 
-    @staticmethod
-    def load(
-        path: Path,
-        *,
-        num_frames: int,
-        height: int,
-        width: int,
-        fps: float,
-        negative_caption: str = "",
-        dtype: torch.dtype = torch.float32,
-        gradient_checkpointing: bool = False,
-        tiles: wan_vae.Tiles | None = None,
-        read: Callable[..., Any] = DiffusionPipeline.from_pretrained,
-    ) -> WanModel:
-        """Read a pipeline folder; nothing is downloaded.
-
-        Args:
-            num_frames, height, width: size of clips to make; see `ModelConfig`.
-            dtype: of transformer and encoders; the autoencoder stays in float32.
-            gradient_checkpointing: recompute block by block in the backward pass.
-            tiles: see the class.
-            read: gives the pipeline of a folder; `models.outline.outline` reads no weights.
-        Raises:
-            CheckpointError: a part is missing or damaged, or the pipeline has two transformers.
-            InputError: a clip size that the autoencoder can't make.
-        """
-        try:
-            pipeline = read(str(path), dtype={"vae": torch.float32, "default": dtype}, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            fix = (
-                "Give a folder in diffusers' layout with transformer/, vae/, text_encoder/, tokenizer/ and scheduler/."
-            )
-            raise CheckpointError(f"can't load the Wan pipeline ({reason})", where=path, fix=fix) from None
-        if pipeline.transformer is None or pipeline.transformer_2 is not None:
+    def __init__(self, pipeline: Any, **options: Any) -> None:
+        if pipeline.transformer is None:
             raise CheckpointError(
-                "this pipeline splits the noise levels between two transformers (Wan 2.2 A14B), which isn't offered",
-                where=path,
-                fix="Use a Wan 2.1 image-to-video or Wan 2.2 TI2V folder.",
+                "this pipeline has no expert for high noise levels", fix="Use a folder with transformer/."
             )
-        if gradient_checkpointing:
-            pipeline.transformer.enable_gradient_checkpointing()
-        pipeline.set_progress_bar_config(disable=True)
-        return WanModel(
-            pipeline,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            fps=fps,
-            negative_caption=negative_caption,
-            tiles=tiles,
-        )
+        self.expand_timesteps = bool(pipeline.config.expand_timesteps)
+        self.transformer_2: nn.Module | None = pipeline.transformer_2
+        self.boundary = float(pipeline.config.boundary_ratio or 0.0)
+        self.experts: Experts = "both"
+        self.tiles: wan_vae.Tiles | None = None
+        super().__init__(pipeline, **options)
 
     @property
     def trainable(self) -> dict[str, nn.Module]:
-        return {"transformer": self.transformer}
+        both = {"transformer": self.transformer, "transformer_2": self.transformer_2}
+        trains = {"both": both, "high_noise": ["transformer"], "low_noise": ["transformer_2"]}[self.experts]
+        return {name: module for name, module in both.items() if module is not None and name in trains}
 
-    @torch.no_grad()
-    def condition(self, captions: Sequence[str], first_frame: Float[Tensor, "B 3 H W"]) -> Condition:
-        """Encode captions and first frames with the pipeline's own encoders, which never train.
+    def choose_experts(self, experts: Experts) -> None:
+        if self.transformer_2 is None:
+            super().choose_experts(experts)
+        self.experts = experts
+        for module in (self.transformer, self.transformer_2):
+            assert module is not None
+            module.requires_grad_(any(module is trained for trained in self.trainable.values()))
 
-        Raises:
-            ShapeError: first frames of another size.
-        """
-        check_condition_inputs(self.spec, captions, first_frame)
-        dtype = next(self.transformer.parameters()).dtype
-        if self._negative is None:
-            self._negative = self._text([self.negative_caption])
-        image = None
-        if self.pipeline.transformer.config.image_dim is not None:
-            pictures = [Image.fromarray(pixels) for pixels in to_8bit(first_frame)]
-            image = self.pipeline.encode_image(pictures, first_frame.device).to(dtype)
-        text, empty = (x.to(first_frame.device, dtype) for x in (self._text(captions), self._negative))
-        return Condition(first_frame, text, empty, self._first_frame_channels(first_frame), image)
+    def schedule(self) -> FlowMatchEulerDiscreteScheduler:
+        return euler(self.pipeline.scheduler)
+
+    def grid(self) -> Grid:
+        patch = self.pipeline.transformer.config.patch_size
+        return Grid(
+            self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial, (patch[1], patch[2])
+        )
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.config.z_dim)
+
+    def training_sigma(self, normal: PerSample) -> PerSample:
+        """Shifted logit-normal; where one of two experts trains, the part of it on that expert's side."""
+        shift = self.scheduler.config.shift
+        if self.experts != "both":
+            unshifted = self.boundary / (shift - (shift - 1) * self.boundary)
+            below = torch.special.ndtr(torch.logit(torch.tensor(unshifted, dtype=torch.float64)))
+            share = torch.special.ndtr(normal.double())
+            share = share * below if self.experts == "low_noise" else below + share * (1 - below)
+            normal = torch.special.ndtri(share).to(normal.dtype)
+        return logit_normal(normal, shift)
 
     def predict(self, latents: Latents, sigma: PerSample, condition: Condition) -> Latents:
+        low = sigma < self.boundary
+        if self.transformer_2 is None or not low.any():
+            return self._velocity(self.transformer, latents, sigma, condition)
+        if low.all():
+            return self._velocity(self.transformer_2, latents, sigma, condition)
+        velocity = torch.empty_like(latents)
+        for expert, chosen in ((self.transformer, ~low), (self.transformer_2, low)):
+            part = self._velocity(expert, latents[chosen], sigma[chosen], condition.at(chosen))
+            velocity = velocity.index_put((chosen.nonzero()[:, 0],), part)
+        return velocity
+
+    def _velocity(self, expert: nn.Module, latents: Latents, sigma: PerSample, condition: Condition) -> Latents:
         timestep = sigma * self.scheduler.config.num_train_timesteps
         if self.expand_timesteps:
             inputs = self._with_first_frame(latents, condition)
             timestep = self._per_token(timestep)
         else:
             inputs = torch.cat([latents, condition.channels], dim=1)
-        dtype = condition.text.dtype
-        velocity: Tensor = self.transformer(
-            hidden_states=inputs.to(dtype),
+        velocity: Tensor = expert(
+            hidden_states=inputs.to(condition.text.dtype),
             timestep=timestep,
             encoder_hidden_states=condition.text,
             encoder_hidden_states_image=condition.image,
@@ -158,47 +126,45 @@ class WanModel:
         )[0]
         return velocity.to(latents.dtype)
 
-    def loss_weight(self, clean: Latents, sigma: PerSample) -> Float[Tensor, "1 1 t 1 1"]:
+    def loss_weight(self, clean: Latents, sigma: PerSample) -> Float[Tensor, "..."]:
         """One everywhere; where the first latent frame is given (TI2V) zero there, and the others make up for it."""
-        frames = clean.shape[2]
-        weight = torch.ones(1, 1, frames, 1, 1, dtype=clean.dtype, device=clean.device)
-        if self.expand_timesteps and frames > 1:
-            weight = weight * frames / (frames - 1)
-            weight[:, :, 0] = 0
-        return weight
+        given = self.expand_timesteps and self.spec.from_image
+        return first_frame_weight(clean) if given else super().loss_weight(clean, sigma)
 
-    @torch.no_grad()
-    def encode(self, frames: Float[Tensor, "B T 3 H W"]) -> Latents:
-        check_clip_shape(self.spec, frames)
-        return wan_vae.encode(self.vae, frames.transpose(1, 2) * 2 - 1)
-
-    def decode(
-        self, latents: Latents, condition: Condition, with_gradient: Sequence[int] | None = None
-    ) -> Float[Tensor, "B T 3 H W"]:
-        if self.expand_timesteps:
-            latents = self._with_first_frame(latents, condition)
-        frames = wan_vae.decode(self.vae, latents, tiles=self.tiles, with_gradient=with_gradient)
-        return (frames.transpose(1, 2) / 2 + 0.5).clamp(0, 1)
-
-    def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the pipeline folder with the transformer in `dtype`, the other parts as they were loaded."""
-        with whole_folder(path) as folder:
-            self.pipeline.save_pretrained(folder)
-            if next(self.transformer.parameters()).dtype != dtype:
-                shutil.rmtree(folder / "transformer")
-                copy.deepcopy(self.pipeline.transformer).to("cpu", dtype).save_pretrained(folder / "transformer")
-
-    def to(self, device: torch.device | str) -> WanModel:
-        self.pipeline.to(device)
-        return self
-
-    def _text(self, captions: Sequence[str]) -> Float[Tensor, "B L D"]:
-        embeds: Tensor = self.pipeline.encode_prompt(
+    def encode_captions(self, captions: Sequence[str]) -> Encoded:
+        embeds = self.pipeline.encode_prompt(
             list(captions), do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
         )[0]
-        return embeds
+        return {"text": embeds}
 
-    def _first_frame_channels(self, first_frame: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B c t h w"]:
+    def encode_first_frame(self, first_frame: Float[Tensor, "B 3 H W"]) -> Encoded:
+        encoded = {"channels": self._channels(first_frame)}
+        if self.pipeline.transformer.config.image_dim is not None:
+            encoded["image"] = self.pipeline.encode_image(self.pictures(first_frame), first_frame.device)
+        return encoded
+
+    def encode_pixels(self, pixels: Float[Tensor, "B 3 T H W"]) -> Latents:
+        return wan_vae.encode(self.vae, pixels)
+
+    def decode_pixels(self, latents: Latents, condition: Condition) -> Float[Tensor, "B 3 T H W"]:
+        return self._decoded(latents, condition, None)
+
+    def decode_pixels_in_part(
+        self, latents: Latents, condition: Condition, with_gradient: Sequence[int]
+    ) -> Float[Tensor, "B 3 T H W"]:
+        return self._decoded(latents, condition, with_gradient)
+
+    def decode_in_tiles(self, tiles: wan_vae.Tiles) -> None:
+        self.tiles = tiles
+
+    def _decoded(
+        self, latents: Latents, condition: Condition, with_gradient: Sequence[int] | None
+    ) -> Float[Tensor, "B 3 T H W"]:
+        if self.expand_timesteps:
+            latents = self._with_first_frame(latents, condition)
+        return wan_vae.decode(self.vae, latents, tiles=self.tiles, with_gradient=with_gradient)
+
+    def _channels(self, first_frame: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B c t h w"]:
         pixels = first_frame[:, :, None] * 2 - 1
         if self.expand_timesteps:
             return wan_vae.encode(self.vae, pixels)
@@ -209,39 +175,14 @@ class WanModel:
         return torch.cat([mask, latents], dim=1)
 
     def _with_first_frame(self, latents: Latents, condition: Condition) -> Latents:
-        return torch.cat([condition.channels.to(latents.dtype), latents[:, :, 1:]], dim=2)
+        return with_first_frame(latents, condition) if self.spec.from_image else latents
 
     def _per_token(self, timestep: PerSample) -> Float[Tensor, "B tokens"]:
-        """The step's time for each token, zero for those of the given first frame."""
+        """The step's time for each token, zero for those of a given first frame."""
         _, frames, height, width = self.spec.latent_shape
         patch = self.pipeline.transformer.config.patch_size
         per_frame = (height // patch[1]) * (width // patch[2])
         tokens = timestep[:, None].repeat(1, frames * per_frame)
-        tokens[:, :per_frame] = 0
+        if self.spec.from_image:
+            tokens[:, :per_frame] = 0
         return tokens
-
-
-def _spec(pipeline: WanImageToVideoPipeline, num_frames: int, height: int, width: int, fps: float) -> VideoSpec:
-    """Check the clip size against autoencoder and patches.
-
-    Raises:
-        InputError: with the multiples that are possible.
-    """
-    temporal, spatial = pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial
-    patch = pipeline.transformer.config.patch_size
-    multiples = (spatial * patch[1], spatial * patch[2])
-    if num_frames % temporal != 1 or height % multiples[0] or width % multiples[1]:
-        raise InputError(
-            f"this Wan pipeline can't make {num_frames} frames of {height} x {width}",
-            fix=f"num_frames must be a multiple of {temporal} plus 1, the size one of {multiples[0]} x {multiples[1]}.",
-        )
-    shape = (pipeline.vae.config.z_dim, (num_frames - 1) // temporal + 1, height // spatial, width // spatial)
-    return VideoSpec("wan", num_frames, height, width, fps, fps, shape)
-
-
-def _euler(scheduler: Any) -> FlowMatchEulerDiscreteScheduler:
-    """The pipeline's own Euler scheduler, or one with the shift of the multi-step scheduler that most folders ship."""
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        return scheduler
-    shift = scheduler.config.get("flow_shift") or 1.0
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=scheduler.config.num_train_timesteps, shift=shift)

@@ -5,17 +5,19 @@ Letters: B clips, T frames, N = T - 1 pairs of frames.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.errors import InputError
-from newtonrewards.rewards import kinematics, support, window
+from newtonrewards.rewards import consistency, imitation, kinematics, support, window
 from newtonrewards.rewards.appearance import AppearanceEncoder, FlowFeatures
+from newtonrewards.rewards.depth import DepthEstimator
 from newtonrewards.rewards.flow import FlowEstimator
 
 Support = Literal["mask", "advected", "carried", "colour", "motion", "pixel"]
@@ -23,11 +25,13 @@ Support = Literal["mask", "advected", "carried", "colour", "motion", "pixel"]
 
 @dataclass(frozen=True)
 class Networks:
-    """The frozen networks of one reward, and another method for the flow that nothing is trained on, if any."""
+    """The frozen networks of one reward, another method for the flow that nothing is trained on, if any, and a depth
+    network, if any."""
 
     flow: FlowEstimator
     appearance: AppearanceEncoder
     second: FlowEstimator | None = None
+    depth: DepthEstimator | None = None
 
 
 class Observation:
@@ -38,10 +42,13 @@ class Observation:
             condition.
         networks: flow and appearance.
         reference: the observation of the paired simulated clips, which carries no gradient; None without truth.
+        weigh: every support is weighted by `flow_confidence`.
     """
 
-    def __init__(self, clips: ClipBatch, networks: Networks, reference: Observation | None = None) -> None:
-        self.clips, self.networks, self.reference = clips, networks, reference
+    def __init__(
+        self, clips: ClipBatch, networks: Networks, reference: Observation | None = None, *, weigh: bool = False
+    ) -> None:
+        self.clips, self.networks, self.reference, self.weigh = clips, networks, reference, weigh
         self._supports: dict[str, Tensor] = {}
         self._velocities: dict[str, Tensor] = {}
 
@@ -58,6 +65,33 @@ class Observation:
     def features(self) -> Float[Tensor, "B T C h w"]:
         """Appearance features. Where they come out of the flow network, ask for `flow` first if both are needed."""
         return self.networks.appearance(self.clips.frames)
+
+    @cached_property
+    def flow_confidence(self) -> Float[Tensor, "B N H W"]:
+        """How well flow there and flow back agree, in [0, 1], without gradient; see `consistency.confidence`. It takes
+        a second pass of the flow network."""
+        with torch.no_grad():
+            back = self.networks.flow(self.clips.frames.detach().flip(1)).flip(1)
+        return consistency.confidence(self.flow.detach(), back)
+
+    @cached_property
+    def depth(self) -> Float[Tensor, "B T H W"]:
+        """Depth of each frame, in the unit of the depth network.
+
+        Raises:
+            InputError: there is no depth network.
+        """
+        if self.networks.depth is None:
+            fix = "Name one, as in `depth: {name: FOLDER}`, or leave imitation/depth out."
+            raise InputError("this reward has no depth network", where="reward.depth", fix=fix)
+        return self.networks.depth(self.clips.frames)
+
+    @cached_property
+    def published(self) -> Observation:
+        """The same clips as PISA's released code shows them to its networks; see `imitation.published_range`. The
+        reference stays as it is."""
+        clips = replace(self.clips, frames=imitation.published_range(self.clips.frames))
+        return Observation(clips, self.networks, self.reference, weigh=self.weigh)
 
     @cached_property
     def first_mask(self) -> Float[Tensor, "B H W"]:
@@ -106,11 +140,16 @@ class Observation:
         return self.clips.masks is not None or (self.reference is not None and self.reference.clips.masks is not None)
 
     def support(self, name: Support) -> Float[Tensor, "B N H W"]:
-        """Soft weights of the object in the first frame of each pair.
+        """Soft weights of the object in the first frame of each pair; times `flow_confidence` where that was asked for.
 
         Raises:
             InputError: `mask` for clips without masks of their own: the reference's masks show where *its* object is.
         """
+        plain = self.plain_support(name)
+        return plain * self.flow_confidence.to(plain.dtype) if self.weigh else plain
+
+    def plain_support(self, name: Support) -> Float[Tensor, "B N H W"]:
+        """The support without the confidence."""
         if name not in self._supports:
             self._supports[name] = self._support(name)
         return self._supports[name]

@@ -26,6 +26,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "saturation": (0.0, 0.1),
     "high_frequency": (0.3, 1.8),
     "second_opinion": (0.0, 0.7),
+    "consistency": (0.6, 1.0),
 }
 
 
@@ -54,6 +55,21 @@ def second_opinion(
     away, size = (a - b).square().sum((1, 2)), torch.maximum(a.square().sum((1, 2)), b.square().sum((1, 2)))
     ratio = (away / size.clamp(min=EPSILON)).sqrt()
     return torch.where(known.any(1), ratio, torch.full_like(ratio, torch.nan))
+
+
+def consistency(
+    confidence: Float[Tensor, "B N H W"], support: Float[Tensor, "B N H W"], valid: Bool[Tensor, "B N"]
+) -> Float[Tensor, "B"]:
+    """Mean over the object of how well flow there and flow back agree, in [0, 1]: low where the flow network is fooled.
+    NaN where there is no object.
+
+    Args:
+        confidence: see `consistency.confidence`. support: soft weights of the object. valid: which pairs count.
+    """
+    weight = support * valid[..., None, None]
+    total = weight.sum((1, 2, 3))
+    mean = (weight * confidence).sum((1, 2, 3)) / total.clamp(min=EPSILON)
+    return torch.where(total > EPSILON, mean, torch.full_like(mean, torch.nan))
 
 
 def motion_energy(frames: Float[Tensor, "B T 3 H W"], reference: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B"]:

@@ -79,10 +79,7 @@ def advected(first: Float[Tensor, "B H W"], flow: Float[Tensor, "B N 2 H W"]) ->
     """
     height, width = first.shape[-2:]
     weight = first.flatten(1)
-    rows, columns = torch.meshgrid(
-        *(torch.arange(n, device=flow.device, dtype=flow.dtype) for n in (height, width)), indexing="ij"
-    )
-    points = torch.stack([columns, rows], -1).reshape(1, -1, 2).expand(len(first), -1, -1)
+    points = pixel_grid(flow).expand(len(first), -1, -1)
     supports = []
     for step in range(flow.shape[1]):
         supports.append(splat(points, weight, height, width))
@@ -113,6 +110,15 @@ def carried(first: Float[Tensor, "B H W"], flow: Float[Tensor, "B N 2 H W"]) -> 
         total = moved[:, 1].sum((-2, -1)).clamp(min=1e-6)
         offset = offset + torch.einsum("bhw,bchw->bc", moved[:, 1], flow[:, step]) / total[:, None]
     return torch.stack(supports, 1)
+
+
+def pixel_grid(like: Float[Tensor, "*lead H W"]) -> Float[Tensor, "1 H*W 2"]:
+    """The pixels (x, y) of a map, row by row, pixel centres whole."""
+    height, width = like.shape[-2:]
+    rows, columns = torch.meshgrid(
+        *(torch.arange(n, device=like.device, dtype=like.dtype) for n in (height, width)), indexing="ij"
+    )
+    return torch.stack([columns, rows], -1).reshape(1, -1, 2)
 
 
 def read(field: Float[Tensor, "B C H W"], points: Float[Tensor, "B P 2"]) -> Float[Tensor, "B P C"]:

@@ -15,7 +15,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from newtonrewards.rewards import kinematics, mass
+from newtonrewards.rewards import imitation, kinematics, mass
 from newtonrewards.rewards.observation import Observation, Support
 
 
@@ -99,23 +99,20 @@ def mass_area(observation: Observation, name: Support) -> Float[Tensor, "B"]:
 
 
 def imitate_flow(observation: Observation, name: Support) -> Float[Tensor, "B"]:
-    """Mean over pixels of |flow - flow of the paired clip|, both axes summed, H/s, >= 0. The support plays no role.
-
-    Source: PISA's ORO flow reward (physics.md §9), in our unit.
-    """
-    away = (observation.flow - _paired(observation).flow).abs().sum(2).mean((1, 2, 3))
-    return away * observation.clips.fps.to(away.dtype) / observation.flow.shape[-2]
+    """Flow against the paired clip's, H/s, >= 0; see `imitation.flow_error`. The support plays no role."""
+    return imitation.flow_error(observation.flow, _paired(observation).flow, observation.clips.fps)
 
 
 def imitate_mask(observation: Observation, name: Support) -> Float[Tensor, "B"]:
-    """Mean over the later frames of 1 - soft IoU of the object's mask with the paired clip's, in [0, 1].
+    """1 - soft IoU of the object's mask with the paired clip's, in [0, 1]; see `imitation.mask_error`. PISA's masks are
+    those of SAM 2, ours are found by colour. The support plays no role."""
+    return imitation.mask_error(observation.object_mask, _paired(observation).object_mask)
 
-    Source: PISA's ORO segmentation reward (physics.md §9), with our differentiable masks. The support plays no role.
-    """
-    own, other = observation.object_mask[:, 1:], _paired(observation).object_mask[:, 1:]
-    both = (own * other).sum((-2, -1))
-    either = (own + other - own * other).sum((-2, -1))
-    return (1 - both / either.clamp(min=1e-6)).mean(1)
+
+def imitate_depth(observation: Observation, name: Support) -> Float[Tensor, "B"]:
+    """Squared difference of depth and the paired clip's, shares of each frame's range, in [0, 1]; see
+    `imitation.depth_error`. The support plays no role."""
+    return imitation.depth_error(observation.depth, _paired(observation).depth)
 
 
 def _paired(observation: Observation) -> Observation:
@@ -123,7 +120,7 @@ def _paired(observation: Observation) -> Observation:
     return observation.reference
 
 
-Need = Literal["flow", "features", "reference", "law"]
+Need = Literal["flow", "features", "depth", "reference", "law"]
 
 
 @dataclass(frozen=True)
@@ -136,6 +133,7 @@ class Term:
         source: where the formula comes from.
         needs: what it looks at.
         differentiable: whether the gradient reaches the pixels.
+        imitates: it is one of PISA's, and can be had with their range of pixels (`TermConfig.pixel_range`).
     """
 
     fn: Callable[[Observation, Support], Float[Tensor, "B"]]
@@ -143,6 +141,7 @@ class Term:
     source: str
     needs: frozenset[Need]
     differentiable: bool = True
+    imitates: bool = False
 
 
 def term(
@@ -188,6 +187,13 @@ TERMS: dict[str, Term] = {
     "mass/paired": Term(mass_paired, "1 - cos", "physics.md §4, ours", frozenset({"features", "reference"})),
     "mass/conserved": Term(mass_conserved, "1 - cos", "physics.md §4, ours", frozenset({"flow", "features"})),
     "mass/area": Term(mass_area, "|log ratio|", "physics.md §4, ours", frozenset()),
-    "imitation/flow": Term(imitate_flow, "H/s", "PISA's ORO, unit ours", frozenset({"flow", "reference"})),
-    "imitation/mask": Term(imitate_mask, "1 - IoU", "PISA's ORO, masks ours", frozenset({"reference"})),
+    "imitation/flow": Term(
+        imitate_flow, "H/s", "PISA's ORO, unit ours", frozenset({"flow", "reference"}), imitates=True
+    ),
+    "imitation/mask": Term(imitate_mask, "1 - IoU", "PISA's ORO, masks ours", frozenset({"reference"}), imitates=True),
+    "imitation/depth": Term(
+        imitate_depth, "share^2", "PISA's ORO, scale ours", frozenset({"depth", "reference"}), imitates=True
+    ),
 }
+# Those that the networks every reward has can measure; depth takes one more.
+STANDARD = tuple(name for name, term in TERMS.items() if "depth" not in term.needs)

@@ -1,28 +1,87 @@
-"""Pinhole camera that looks straight at the plane of motion: projection and metres per pixel."""
+"""Pinhole camera that looks at the plane of motion, straight or from the side: projection and its derivatives.
+
+World coordinates: metres, x right, y up, z away from the viewer; the motion lies in the plane z = 0.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from newtonrewards.simulation.scene import Scene
-
 Array = NDArray[np.float64]
 
 
-def focal_px(scene: Scene, size: int) -> float:
-    """Focal length in pixels of a `size` px image: the plane of motion is `view_m` wide."""
-    return size * scene.camera_distance / scene.view_m
+@dataclass(frozen=True)
+class Camera:
+    """A camera `distance` m from the point (0, height, 0), which it looks at.
 
-
-def to_image_heights(scene: Scene, points: Array) -> Array:
-    """World points (N, 2) of the plane of motion to image coordinates in frame heights, x right, y down, origin
-    top left.
+    `view_m` is the width and height of its view there. It stands to the left by `yaw` (rad) and above by `pitch`; with
+    both zero, image acceleration is constant where that of the world is.
     """
-    x, y = points[:, 0], points[:, 1]
-    return np.stack([x / scene.view_m + 0.5, (scene.camera_height - y) / scene.view_m + 0.5], axis=1)
+
+    view_m: float
+    height: float
+    distance: float
+    yaw: float = 0.0
+    pitch: float = 0.0
+
+    def axes(self) -> Array:
+        """(3, 3) unit vectors in the world: right, up, and forward."""
+        cy, sy, cp, sp = math.cos(self.yaw), math.sin(self.yaw), math.cos(self.pitch), math.sin(self.pitch)
+        return np.array([[cy, 0.0, -sy], [sy * sp, cp, cy * sp], [sy * cp, -sp, cy * cp]])
+
+    def place(self) -> Array:
+        """(3,) where it stands, world metres."""
+        return np.array([0.0, self.height, 0.0]) - self.distance * self.axes()[2]
+
+    def focal_px(self, size: int) -> float:
+        """Focal length in pixels of a `size` px image."""
+        return size * self.distance / self.view_m
+
+    def to_image(self, points: Array) -> Array:
+        """World points (N, 2) of the plane of motion to image coordinates in frame heights, x right, y down, origin
+        top left.
+        """
+        x, y, z = self._seen(points)
+        near = self.distance / z
+        return np.stack([x * near / self.view_m + 0.5, -y * near / self.view_m + 0.5], axis=1)
+
+    def depth(self, points: Array) -> Array:
+        """(N,) metres along the optical axis of world points (N, 2) of the plane of motion."""
+        return self._seen(points)[2]
+
+    def derivatives(self, points: Array, velocity: Array, acceleration: Array) -> tuple[Array, Array]:
+        """Velocity (H/s) and acceleration (H/s^2) in the image, each (N, 2), of moving points (N, 2) of the world.
+
+        Twice the derivative of u = x / z: u' = (x' - u z') / z and u'' = (x'' - u z'' - 2 u' z') / z.
+        """
+        down = np.array([1.0, -1.0])
+        if self.yaw == self.pitch == 0:  # nothing comes nearer
+            return velocity * down / self.view_m, acceleration * down / self.view_m
+        (x, y, z), axes = self._seen(points), self.axes()[:, :2]
+        (vx, vy, vz), (ax, ay, az) = axes @ velocity.T, axes @ acceleration.T
+        near = self.distance / z
+        first, second = [], []
+        for position, v, a in ((x, vx, ax), (y, vy, ay)):
+            slope = position / z
+            rate = v - slope * vz
+            first.append(rate * near)
+            second.append((a - slope * az - 2 * rate / z * vz) * near)
+        return np.stack(first, 1) * down / self.view_m, np.stack(second, 1) * down / self.view_m
+
+    def _seen(self, points: Array) -> Array:
+        """(3, N) camera coordinates of world points (N, 2)."""
+        offset = np.stack([points[:, 0], points[:, 1] - self.height, np.zeros(len(points))])
+        return self.axes() @ offset + np.array([[0.0], [0.0], [self.distance]])
 
 
-def vector_to_image(scene: Scene, vectors: Array) -> Array:
-    """World vectors (N, 2) in m (or m/s, m/s^2) to frame heights (H/s, H/s^2), y down."""
-    return vectors * np.array([1.0, -1.0]) / scene.view_m
+def acceleration_spread(acceleration: Array) -> float:
+    """How far an acceleration (N, 2) is from constant: rms distance from its mean, as a share of the mean's length."""
+    mean = acceleration.mean(axis=0)
+    length = float(np.linalg.norm(mean))
+    if length < 1e-9:
+        return 0.0
+    return round(float(np.sqrt(((acceleration - mean) ** 2).sum(1).mean())) / length, 6)

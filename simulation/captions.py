@@ -11,7 +11,7 @@ def caption(primitive: str, parameters: Mapping[str, float]) -> str:
     """One sentence of plain ASCII, under 100 bytes.
 
     Args:
-        primitive: one of the five motions.
+        primitive: a motion of `motions.KNOWN`.
         parameters: `direction` (+1 right, -1 left), `view_m`, and the quantities of the motion in SI units and degrees.
     """
     p, side = parameters, SIDES[parameters["direction"]]
@@ -28,6 +28,8 @@ def caption(primitive: str, parameters: Mapping[str, float]) -> str:
         case "ramp_down":
             ramp = f"{p['incline_deg']:.0f} degrees to the {side}"
             text = f"an object slides down a ramp of {ramp}, friction {p['friction']:.2f}"
+        case "roll_down":
+            text = f"a ball rolls down a ramp of {p['incline_deg']:.0f} degrees to the {side}"
         case _:
             ramp = f"{p['incline_deg']:.0f} degrees to the {side}"
             text = f"an object slides up a ramp of {ramp} at {p['speed_mps']:.2f} m/s, friction {p['friction']:.2f}"

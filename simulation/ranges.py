@@ -7,7 +7,6 @@ from pathlib import Path
 
 from newtonrewards.core.errors import InputError
 from newtonrewards.core.recipe import Config, load
-from newtonrewards.simulation.motions import PRIMITIVES
 
 SHIFTS = ("id", "ood_height", "ood_speed", "ood_friction", "ood_all")
 SPLITS = ("train", "val", "test")
@@ -15,6 +14,13 @@ Range = tuple[float, float]
 
 
 class World(Config):
+    """What is drawn for every motion; those with a default are off in it.
+
+    `spin_rad_s` turns objects in flight about the line of sight, either way; `camera_yaw_deg` and `camera_pitch_deg`
+    move the camera to the left (right where negative) and up around the middle of the view; `restitution` lets objects
+    bounce.
+    """
+
     size_px: int
     num_frames: int
     capture_fps: float
@@ -24,6 +30,10 @@ class World(Config):
     camera_distance_m: float
     wall_m: float
     half_size_m: Range
+    spin_rad_s: Range = (0.0, 0.0)
+    camera_yaw_deg: Range = (0.0, 0.0)
+    camera_pitch_deg: Range = (0.0, 0.0)
+    restitution: Range = (0.0, 0.0)
 
 
 class Quantities(Config):
@@ -68,7 +78,7 @@ def quantities(primitive: str, shift: str, ranges: Ranges | None = None) -> dict
     """
     ranges = ranges or default_ranges()
     if primitive not in ranges.primitives:
-        raise InputError(f"unknown motion '{primitive}'", fix=f"Use one of {', '.join(PRIMITIVES)}.")
+        raise InputError(f"unknown motion '{primitive}'", fix=f"Use one of {', '.join(ranges.primitives)}.")
     table = ranges.primitives[primitive]
     known = shifts_of(primitive, ranges)
     if shift not in known:

@@ -1,8 +1,7 @@
 """The kernels of the fast renderer: sphere-traced SDF objects over an analytic floor, wall and wedge.
 
-All of it is plain numba on arrays; `render.py` is the readable side. Lengths in metres, camera at (0, height,
--distance)
-looking along +z, `focal` in pixels of the (sub)sampled image.
+All of it is plain numba on arrays; `render.py` is the readable side. Lengths in metres, `focal` in pixels of the
+(sub)sampled image, `camera` (4, 3): where it stands, then unit vectors right, up and forward, in the world.
 """
 
 from __future__ import annotations
@@ -145,9 +144,18 @@ def wedge_hit(ox, oy, oz, dx, dy, dz, wedge):
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
-def trace_background(
-    size, focal, height, distance, wall_z, wedge, has_wedge, light, kinds, frequencies, seeds, colours
-):
+def world_ray(dx, dy, camera):
+    """Direction of the ray (dx, dy, 1) of the camera in the world: one step along it is one metre of depth."""
+    return (
+        dx * camera[1, 0] + dy * camera[2, 0] + camera[3, 0],
+        dx * camera[1, 1] + dy * camera[2, 1] + camera[3, 1],
+        dx * camera[1, 2] + dy * camera[2, 2] + camera[3, 2],
+    )
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True)
+def trace_background(size, focal, camera, wall_z, wedge, has_wedge, light, kinds, frequencies, seeds, colours):
     """Static part of the picture: hit point, lit colour split into ambient and direct light, and depth, for each
     sample.
 
@@ -155,25 +163,26 @@ def trace_background(
         kinds, frequencies, seeds, colours: of wall, floor, ramp; colours (3, 2, 3).
     Returns:
         points (N, N, 3), albedo (N, N, 3), direct (N, N) = n.l without shadow of the object, depth (N, N) metres
-        along z.
+        along the optical axis.
     """
     points, albedo = np.empty((size, size, 3)), np.empty((size, size, 3))
     direct, depth = np.empty((size, size)), np.empty((size, size))
+    ox, oy, oz = camera[0, 0], camera[0, 1], camera[0, 2]
     for i in range(size):
         for j in range(size):
-            dx, dy = (j + 0.5 - size / 2) / focal, -(i + 0.5 - size / 2) / focal
-            t, which, nx, ny, nz = distance + wall_z, 0, 0.0, 0.0, -1.0
-            if dy < 0 and -height / dy < t:
-                t, which, nx, ny, nz = -height / dy, 1, 0.0, 1.0, 0.0
+            dx, dy, dz = world_ray((j + 0.5 - size / 2) / focal, -(i + 0.5 - size / 2) / focal, camera)
+            t, which, nx, ny, nz = (wall_z - oz) / dz, 0, 0.0, 0.0, -1.0
+            if dy < 0 and -oy / dy < t:
+                t, which, nx, ny, nz = -oy / dy, 1, 0.0, 1.0, 0.0
             if has_wedge:
-                near, face = wedge_hit(0.0, height, -distance, dx, dy, 1.0, wedge)
+                near, face = wedge_hit(ox, oy, oz, dx, dy, dz, wedge)
                 if near < t:
                     t, which, nx, ny, nz = near, 2, 0.0, 0.0, -1.0
                     if face == 0:
                         nx, ny, nz = -wedge[1] * math.sin(wedge[2]), math.cos(wedge[2]), 0.0
                     elif face == 1:
                         nx, nz = wedge[1], 0.0
-            x, y, z = dx * t, height + dy * t, t - distance
+            x, y, z = ox + dx * t, oy + dy * t, oz + dz * t
             u, v = x, y
             if which == 1 or (which == 2 and nz == 0.0):
                 v = z
@@ -225,12 +234,31 @@ def object_shadow(px, py, pz, cx, cy_, light, kind, half, bound, ct, st, cyaw, s
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True)
+def around(cx, cy, bound, camera, focal, size):
+    """Rows from, to, and columns from, to, outside of which no ray meets a ball of this radius; generous."""
+    x, y, z = cx - camera[0, 0], cy - camera[0, 1], -camera[0, 2]
+    away = camera[3, 0] * x + camera[3, 1] * y + camera[3, 2] * z
+    if away < 2 * bound:
+        return 0.0, float(size), 0.0, float(size)
+    u = (camera[1, 0] * x + camera[1, 1] * y + camera[1, 2] * z) / away
+    v = (camera[2, 0] * x + camera[2, 1] * y + camera[2, 2] * z) / away
+    reach = 1.5 * (1 + u * u + v * v) * focal * bound / (away - bound) + 2
+    row, column = size / 2 - focal * v, size / 2 + focal * u
+    return (
+        max(0.0, row - reach),
+        min(float(size), row + reach),
+        max(0.0, column - reach),
+        min(float(size), column + reach),
+    )
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True)
 def trace_frames(
     centres,
     size,
     focal,
-    height,
-    distance,
+    camera,
     points,
     albedo,
     direct,
@@ -238,26 +266,35 @@ def trace_frames(
     light,
     kind,
     half,
-    tilt,
+    tilts,
     yaw,
     texture,
     frequency,
     seed,
     colours,
 ):
-    """All samples of all frames.
+    """All samples of all frames; `centres` (T, 2) and `tilts` (T,), about the line of sight, are the object's poses.
 
     Returns:
-        colour (T, N, N, 3), hit (T, N, N) 0 or 1, z (T, N, N) metres along z, flow (T, N, N, 2) in samples per frame
-        (zero off the object; the last frame has none).
+        colour (T, N, N, 3), hit (T, N, N) 0 or 1, z (T, N, N) metres along the optical axis, flow (T, N, N, 2) in
+        samples per frame (zero off the object; the last frame has none).
     """
     frames = centres.shape[0]
     colour, hit = np.empty((frames, size, size, 3), np.float32), np.zeros((frames, size, size), np.float32)
     deep, flow = np.empty((frames, size, size), np.float32), np.zeros((frames, size, size, 2), np.float32)
-    ct, st, cyaw, syaw = math.cos(tilt), math.sin(tilt), math.cos(yaw), math.sin(yaw)
+    cyaw, syaw = math.cos(yaw), math.sin(yaw)
     bound = math.sqrt(half[0] ** 2 + half[1] ** 2 + half[2] ** 2)
+    plain, far = np.empty((size, size, 3), np.float32), np.empty((size, size), np.float32)
+    for i in range(size):
+        for j in range(size):
+            far[i, j] = depth[i, j]
+            for c in range(3):
+                plain[i, j, c] = albedo[i, j, c] * (AMBIENT + (1 - AMBIENT) * direct[i, j])
     for f in range(frames):
+        colour[f], deep[f] = plain, far
         cx, cy = centres[f, 0], centres[f, 1]
+        top, bottom, left, right = around(cx, cy, bound, camera, focal, size)
+        ct, st = math.cos(tilts[f]), math.sin(tilts[f])
         for i in range(size):
             for j in range(size):
                 lit = object_shadow(
@@ -275,14 +312,17 @@ def trace_frames(
                     cyaw,
                     syaw,
                 )
-                shade = AMBIENT + (1 - AMBIENT) * direct[i, j] * lit
-                for c in range(3):
-                    colour[f, i, j, c] = albedo[i, j, c] * shade
-                deep[f, i, j] = depth[i, j]
+                if lit < 1:
+                    shade = AMBIENT + (1 - AMBIENT) * direct[i, j] * lit
+                    for c in range(3):
+                        colour[f, i, j, c] = albedo[i, j, c] * shade
+                if i < top or i >= bottom or j < left or j >= right:
+                    continue
                 dx, dy = (j + 0.5 - size / 2) / focal, -(i + 0.5 - size / 2) / focal
                 norm = math.sqrt(dx * dx + dy * dy + 1)
-                ux, uy, uz = dx / norm, dy / norm, 1 / norm
-                ox, oy, oz = -cx, height - cy, -distance
+                wx, wy, wz = world_ray(dx, dy, camera)
+                ux, uy, uz, forward = wx / norm, wy / norm, wz / norm, 1 / norm
+                ox, oy, oz = camera[0, 0] - cx, camera[0, 1] - cy, camera[0, 2]
                 along = -(ox * ux + oy * uy + oz * uz)
                 miss = (ox + along * ux) ** 2 + (oy + along * uy) ** 2 + (oz + along * uz) ** 2
                 if miss > bound * bound:
@@ -298,7 +338,7 @@ def trace_frames(
                     t += d
                     if t > along + bound:
                         break
-                if not found or t * uz > depth[i, j]:
+                if not found or t * forward > depth[i, j]:
                     continue
                 e = 2e-3
                 gx = sdf(kind, x + e, y, z, half[0], half[1], half[2]) - sdf(
@@ -318,10 +358,15 @@ def trace_frames(
                 for c in range(3):
                     colour[f, i, j, c] = (colours[0, c] * (1 - mix) + colours[1, c] * mix) * shade
                 hit[f, i, j] = 1.0
-                deep[f, i, j] = t * uz
+                deep[f, i, j] = t * forward
                 if f + 1 < frames:
-                    # a body that only translates, in a plane of constant depth: every point moves by the same image
-                    # vector, over its depth
-                    flow[f, i, j, 0] = focal * (centres[f + 1, 0] - cx) / (t * uz)
-                    flow[f, i, j, 1] = -focal * (centres[f + 1, 1] - cy) / (t * uz)
+                    # the body moves in the plane of motion and turns about its normal: no point's z changes
+                    rx, ry, turn = ox + t * ux, oy + t * uy, tilts[f + 1] - tilts[f]
+                    mx = centres[f + 1, 0] - cx + rx * (math.cos(turn) - 1) - ry * math.sin(turn)
+                    my = centres[f + 1, 1] - cy + rx * math.sin(turn) + ry * (math.cos(turn) - 1)
+                    sideways = camera[1, 0] * mx + camera[1, 1] * my
+                    upwards = camera[2, 0] * mx + camera[2, 1] * my
+                    away = camera[3, 0] * mx + camera[3, 1] * my
+                    flow[f, i, j, 0] = focal * (sideways - dx * away) / (t * forward + away)
+                    flow[f, i, j, 1] = -focal * (upwards - dy * away) / (t * forward + away)
     return colour, hit, deep, flow

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from newtonrewards.core.clip import Clip, Source, Truth
 from newtonrewards.simulation import raycast
-from newtonrewards.simulation.camera import focal_px, to_image_heights, vector_to_image
+from newtonrewards.simulation.camera import acceleration_spread
 from newtonrewards.simulation.scene import Scene, Surface
 
 OVERSAMPLING = 2  # 2x2 samples for each pixel
@@ -30,28 +31,10 @@ def render(scene: Scene, centres: NDArray[np.float64] | None = None) -> Clip:
         pixel's samples that hit the object), exact flow and depth, track, events, and the frames before the first
         event.
     """
-    samples = scene.size_px * OVERSAMPLING
-    focal = focal_px(scene, samples)
-    light = np.array(scene.light)
-    backdrop = raycast.trace_background(
-        samples,
-        focal,
-        scene.camera_height,
-        scene.camera_distance,
-        scene.wall_m,
-        *_wedge(scene),
-        light,
-        *_surfaces(scene),
-    )
-    look, path = scene.object_surface, scene.centres() if centres is None else centres
-    colour, hit, depth, flow = raycast.trace_frames(
-        path, samples, focal, scene.camera_height, scene.camera_distance, *backdrop, light,
-        raycast.SHAPES[scene.shape], np.array(scene.half_size), scene.tilt, scene.yaw,
-        raycast.TEXTURES[look.texture], look.frequency, look.seed, np.array(look.colours),
-    )  # fmt: skip
+    colour, hit, depth, flow = _traced(scene, scene.centres() if centres is None else centres, scene.tilts())
     masks = _pooled(hit)
     return Clip(
-        frames=torch.from_numpy(_rounded(_pooled(colour))).permute(0, 3, 1, 2).contiguous(),
+        frames=_images(colour),
         fps=scene.capture_fps,
         caption=scene.caption,
         masks=torch.from_numpy(masks),
@@ -65,17 +48,51 @@ def render(scene: Scene, centres: NDArray[np.float64] | None = None) -> Clip:
     )
 
 
+def pictures(
+    scene: Scene, centres: NDArray[np.float64], tilts: NDArray[np.float64]
+) -> tuple[Float[torch.Tensor, "T 3 S S"], Float[torch.Tensor, "T S S"]]:
+    """The scene with its object at these places (T, 2) in world metres, turned by these angles (T,) in rad, and the
+    object's soft masks.
+    """
+    colour, hit, _, _ = _traced(scene, centres, tilts)
+    return _images(colour), torch.from_numpy(_pooled(hit))
+
+
+def _traced(
+    scene: Scene, centres: NDArray[np.float64], tilts: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Colour, hit, depth and flow of each sample; see `raycast.trace_frames`."""
+    samples = scene.size_px * OVERSAMPLING
+    focal = scene.camera.focal_px(samples)
+    camera = np.concatenate([scene.camera.place()[None], scene.camera.axes()])
+    light = np.array(scene.light)
+    backdrop = raycast.trace_background(samples, focal, camera, scene.wall_m, *_wedge(scene), light, *_surfaces(scene))
+    look = scene.object_surface
+    traced: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+    traced = raycast.trace_frames(
+        centres, samples, focal, camera, *backdrop, light,
+        raycast.SHAPES[scene.shape], np.array(scene.half_size), tilts, scene.yaw,
+        raycast.TEXTURES[look.texture], look.frequency, look.seed, np.array(look.colours),
+    )  # fmt: skip
+    return traced
+
+
 def truth_of(scene: Scene) -> Truth:
     """Track, events and parameters of a scene, without drawing it."""
+    centres, camera = scene.centres(), scene.camera
     _, velocity, acceleration = scene.trajectory.at(scene.times)
+    lawful = scene.times <= scene.trajectory.first_break() + 1e-9
+    spread = acceleration_spread(camera.derivatives(centres, velocity, acceleration)[1][lawful])
     if scene.wobble is not None:  # no closed form is kept for a spoilt clip's derivatives: take them from its track
-        velocity = np.gradient(scene.centres(), scene.times, axis=0)
+        velocity = np.gradient(centres, scene.times, axis=0)
         acceleration = np.gradient(velocity, scene.times, axis=0)
+    velocity, acceleration = camera.derivatives(centres, velocity, acceleration)
     return Truth(
-        position=_tensor(to_image_heights(scene, scene.centres())),
-        velocity=_tensor(vector_to_image(scene, velocity)),
-        acceleration=_tensor(vector_to_image(scene, acceleration)),
-        metres_per_height=scene.view_m,
+        position=_tensor(camera.to_image(centres)),
+        velocity=_tensor(velocity),
+        acceleration=_tensor(acceleration),
+        metres_per_height=scene.view_m * float(camera.depth(centres[:1])[0] / camera.distance),
+        acceleration_spread=spread,
         primitive=scene.primitive,
         split=scene.split,
         shift=scene.shift,
@@ -128,8 +145,10 @@ def _object_mean(flow: NDArray[np.float32], hit: NDArray[np.float32]) -> NDArray
     return np.where(share >= 0.5, _pooled(flow) / np.maximum(share, 1e-6), 0.0).astype(np.float32)
 
 
-def _rounded(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (np.round(np.clip(frames, 0, 1) * 255) / 255).astype(np.float32)
+def _images(colour: NDArray[np.float32]) -> Float[torch.Tensor, "T 3 S S"]:
+    """Pixels from samples, rounded to 8 bits so that a file holds the same numbers."""
+    frames = np.round(np.clip(_pooled(colour), 0, 1) * 255) / 255
+    return torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
 
 
 def _tensor(values: NDArray[np.float64]) -> torch.Tensor:

@@ -6,7 +6,6 @@ World coordinates: metres, x right, y up, z away from the viewer. The motion lie
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -16,13 +15,19 @@ from numpy.typing import NDArray
 
 from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import stream_seed
+from newtonrewards.simulation import looks
+from newtonrewards.simulation.camera import Camera
 from newtonrewards.simulation.captions import caption
+from newtonrewards.simulation.looks import Colour
 from newtonrewards.simulation.motions import (
     GRAVITY,
     PRIMITIVES,
     RAMPS,
+    ROLLING,
     Trajectory,
     flight,
+    grip,
+    roll_down,
     slide_down,
     slide_up,
     straight_line,
@@ -30,10 +35,10 @@ from newtonrewards.simulation.motions import (
 from newtonrewards.simulation.ranges import SPLITS, Ranges, default_ranges, quantities
 
 Array = NDArray[np.float64]
-Colour = tuple[float, float, float]
 MAX_ATTEMPTS = 200
 # Ramp bodies must slide: a round one rolls with 5/7 g sin th (physics.md §8, simulation.md §4).
 ROLLING_SHAPES = ("sphere",)
+EXTRAS = ("camera_yaw_deg", "camera_pitch_deg", "restitution")
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,11 @@ class Wobble:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything the renderer needs, and nothing it computes. `imperfection` is `none` for right physics."""
+    """Everything the renderer needs, and nothing it computes.
+
+    `imperfection` is `none` for right physics; `tilt` (rad) and `spin` (rad/s) turn the object about the line of sight,
+    anticlockwise; `camera_yaw` and `camera_pitch` (rad) as in `camera.Camera`.
+    """
 
     primitive: str
     split: str
@@ -111,6 +120,9 @@ class Scene:
     camera_height: float
     camera_distance: float
     wall_m: float
+    spin: float = 0.0
+    camera_yaw: float = 0.0
+    camera_pitch: float = 0.0
     wobble: Wobble | None = None
     imperfection: str = "none"
     rejections: tuple[str, ...] = ()
@@ -118,6 +130,17 @@ class Scene:
     @property
     def times(self) -> Array:
         return np.arange(self.num_frames) / self.capture_fps
+
+    @property
+    def camera(self) -> Camera:
+        return Camera(self.view_m, self.camera_height, self.camera_distance, self.camera_yaw, self.camera_pitch)
+
+    def tilts(self) -> Array:
+        """(T,) angle of the object about the line of sight, rad; it turns until the first event, or rolls."""
+        if self.primitive in ROLLING:
+            way = np.linalg.norm(self.trajectory.at(self.times)[0], axis=1)
+            return self.tilt - self.parameters["direction"] * way / self.half_size[0]
+        return self.tilt + self.spin * np.minimum(self.times, self.trajectory.first_break())
 
     def centres(self) -> Array:
         """(T, 2) object centre in world metres."""
@@ -193,11 +216,14 @@ def _draw(
     world, assets = ranges.world, ranges.assets["test" if split == "test" else "train"]
     view, direction = rng.uniform(*world.view_m), float(rng.choice([-1.0, 1.0]))
     parameters = {**drawn, "direction": direction, "view_m": view}
+    extra = {name: _extra(getattr(world, name), key, split, name) for name in EXTRAS}
+    parameters |= {name: value for name, value in extra.items() if getattr(world, name) != (0.0, 0.0)}
     shapes = [shape for shape in assets.shapes if primitive not in RAMPS or shape not in ROLLING_SHAPES]
+    shapes = list(ROLLING_SHAPES) if primitive in ROLLING else shapes
     shape = str(rng.choice(shapes))
-    half_size = _half_size(rng, shape, rng.uniform(*world.half_size_m))
+    half_size = looks.half_size(rng, shape, rng.uniform(*world.half_size_m))
     wedge = _wedge(rng, primitive, drawn, direction, view)
-    wall_colour, floor_colour, ramp_colour, object_colours = _colours(rng)
+    wall_colour, floor_colour, ramp_colour, object_colours = looks.colours(rng)
     return Scene(
         primitive=primitive,
         split=split,
@@ -211,13 +237,16 @@ def _draw(
         shape=shape,
         half_size=half_size,
         tilt=wedge.uphill * wedge.incline if wedge else 0.0,
+        spin=0.0 if wedge else _spin(world.spin_rad_s, key, split),
+        camera_yaw=math.radians(extra["camera_yaw_deg"]),
+        camera_pitch=math.radians(extra["camera_pitch_deg"]),
         yaw=0.0 if shape in ("capsule",) or wedge else rng.uniform(-0.6, 0.6),
         object_surface=Surface(str(rng.choice(assets.textures)), object_colours, rng.uniform(0.45, 0.7), _seed(rng)),
         wall=Surface(str(rng.choice(assets.walls)), wall_colour, rng.uniform(0.7, 1.4), _seed(rng)),
         floor=Surface("clouds", floor_colour, rng.uniform(0.8, 1.6), _seed(rng)),
         wedge=wedge,
         wedge_surface=Surface("clouds", ramp_colour, rng.uniform(1.0, 2.0), _seed(rng)),
-        light=_light(rng),
+        light=looks.light(rng),
         size_px=world.size_px,
         num_frames=world.num_frames,
         capture_fps=world.capture_fps,
@@ -231,16 +260,18 @@ def _draw(
 
 def _trajectory(primitive: str, p: dict[str, float], factor: float = 1.0) -> Trajectory:
     """The motion; `factor` scales gravity (1 is right)."""
-    g = GRAVITY * factor
+    g, bounce = GRAVITY * factor, p.get("restitution", 0.0)
     match primitive:
         case "free_fall":
-            return flight(p["height_m"], (0.0, 0.0), 0.0, g)
+            return flight(p["height_m"], (0.0, 0.0), 0.0, g, bounce)
         case "horizontal_throw":
-            return flight(p["height_m"], (p["direction"] * p["speed_mps"], 0.0), p["friction"], g)
+            return flight(p["height_m"], (p["direction"] * p["speed_mps"], 0.0), p["friction"], g, bounce)
         case "parabolic_throw":
             angle = math.radians(p["angle_deg"])
             velocity = (p["direction"] * p["speed_mps"] * math.cos(angle), p["speed_mps"] * math.sin(angle))
-            return flight(p["height_m"], velocity, p["friction"], g)
+            return flight(p["height_m"], velocity, p["friction"], g, bounce)
+        case "roll_down":
+            return roll_down(math.radians(p["incline_deg"]), p["direction"], g)
         case "ramp_down":
             return slide_down(math.radians(p["incline_deg"]), p["friction"], p["direction"], g)
         case _:
@@ -268,7 +299,7 @@ def _origin(
 def _wedge(
     rng: np.random.Generator, primitive: str, drawn: dict[str, float], direction: float, view: float
 ) -> Wedge | None:
-    if primitive not in RAMPS:
+    if primitive not in (*RAMPS, *ROLLING):
         return None
     incline, length = math.radians(drawn["incline_deg"]), rng.uniform(0.80, 0.9) * view
     uphill = direction if primitive == "ramp_up" else -direction
@@ -277,46 +308,15 @@ def _wedge(
     return Wedge(middle - uphill * length * math.cos(incline) / 2, uphill, incline, length)
 
 
-def _half_size(rng: np.random.Generator, shape: str, size: float) -> tuple[float, float, float]:
-    """Half extents (m) along the object's own axes; y is the one that points away from the surface it rests on."""
-    if shape == "sphere":
-        return size, size, size
-    if shape == "capsule":  # lies along x, so that it slides and doesn't roll
-        return size * 1.15, size * 0.72, size * 0.72
-    flatness = rng.uniform(0.65, 0.95)
-    return size * 0.92, size * flatness * 0.92, size * 0.92
+def _extra(limits: tuple[float, float], key: tuple[int, int], split: str, name: str) -> float:
+    """A quantity that is off in the default world, from a stream of its own: nothing else of a scene depends on it."""
+    return float(np.random.default_rng(stream_seed(key[0], 0, key[1], f"{name}/{split}")).uniform(*limits))
 
 
-def _colours(
-    rng: np.random.Generator,
-) -> tuple[tuple[Colour, Colour], tuple[Colour, Colour], tuple[Colour, Colour], tuple[Colour, Colour]]:
-    """Wall, floor, ramp and object; the object is saturated and stands off from the muted background in hue or
-    lightness.
-    """
-    hue = rng.random()
-    wall = _pair(rng, hue, (0.08, 0.35), (0.65, 0.95), 0.14)
-    floor = _pair(rng, (hue + rng.uniform(-0.15, 0.15)) % 1, (0.08, 0.35), (0.45, 0.7), 0.12)
-    ramp = _pair(rng, rng.random(), (0.1, 0.4), (0.5, 0.85), 0.10)
-    away = (hue + rng.uniform(0.25, 0.75)) % 1
-    first = colorsys.hsv_to_rgb(away, rng.uniform(0.65, 0.95), rng.uniform(0.8, 1.0))
-    second = colorsys.hsv_to_rgb((away + rng.uniform(-0.12, 0.12)) % 1, rng.uniform(0.5, 0.95), rng.uniform(0.45, 0.65))
-    return wall, floor, ramp, (first, second)
-
-
-def _pair(
-    rng: np.random.Generator, hue: float, saturation: tuple[float, float], value: tuple[float, float], spread: float
-) -> tuple[Colour, Colour]:
-    s, v = rng.uniform(*saturation), rng.uniform(*value)
-    return colorsys.hsv_to_rgb(hue, s, v), colorsys.hsv_to_rgb(hue, s, max(0.0, v - rng.uniform(0.5, 1.0) * spread))
-
-
-def _light(rng: np.random.Generator) -> tuple[float, float, float]:
-    """Unit vector to the light: from above, a little from the side and the front, so that shadows stay on floor
-    and ramp.
-    """
-    x, z = rng.uniform(-0.3, 0.3), rng.uniform(-0.4, -0.2)
-    norm = math.sqrt(x * x + 1 + z * z)
-    return x / norm, 1 / norm, z / norm
+def _spin(limits: tuple[float, float], key: tuple[int, int], split: str) -> float:
+    """Turning speed, rad/s, either way; from a stream of its own, so that nothing else of a scene depends on it."""
+    rng = np.random.default_rng(stream_seed(key[0], 0, key[1], f"spin/{split}"))
+    return float(rng.uniform(*limits) * rng.choice([-1.0, 1.0]))
 
 
 def _seed(rng: np.random.Generator) -> int:
@@ -333,6 +333,12 @@ def _problem(scene: Scene) -> str | None:
         return "leaves the view"
     if np.linalg.norm(centres - centres[0], axis=1).max() < 0.2:
         return "hardly moves"
+    if scene.camera_yaw or scene.camera_pitch:
+        reach = 0.5 - half / scene.view_m
+        if np.abs(scene.camera.to_image(centres) - 0.5).max() > reach:
+            return "leaves the view"
+    if scene.primitive in ROLLING and scene.parameters["friction"] < grip(scene.wedge.incline if scene.wedge else 0.0):
+        return "slips"
     if scene.wedge is not None:
         along = np.abs(centres[:, 0] - scene.wedge.foot_x) / math.cos(scene.wedge.incline)
         if along.min() < half * 0.9 or along.max() > scene.wedge.length - half * 0.5:

@@ -7,22 +7,24 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from newtonrewards.core.errors import InputError, run_command
-from newtonrewards.core.recipe import Config, load, validate
+from newtonrewards.core.recipe import Config, changed, load, validate
 from newtonrewards.core.run import output_folder, write_json
+from newtonrewards.core.shard import WHOLE, Shard, add_shard_option, of_this_process
 from newtonrewards.core.workers import each
-from newtonrewards.simulation.motions import PRIMITIVES
-from newtonrewards.simulation.ranges import SHIFTS, SPLITS, shifts_of
-from newtonrewards.simulation.render import render
-from newtonrewards.simulation.scene import sample_scene
-from newtonrewards.simulation.store import ARRAYS, write_clip, write_index
+from newtonrewards.simulation import inspection, tars
+from newtonrewards.simulation.film import Film, film
+from newtonrewards.simulation.motions import KNOWN, PRIMITIVES
+from newtonrewards.simulation.ranges import SHIFTS, SPLITS, Ranges, World, default_ranges, shifts_of
+from newtonrewards.simulation.scene import Scene, sample_scene
+from newtonrewards.simulation.store import ARRAYS, clip_files, write_clip, write_index
 
 
 class SimulateRecipe(Config):
@@ -36,6 +38,11 @@ class SimulateRecipe(Config):
         seed: the same seed gives the same clips.
         imperfect: share of clips with wrong physics (for pre-training a base model only).
         arrays: channels to store beside frames and track.
+        ranges: file of one's own in the form of `simulation/ranges.yaml`.
+        world: values of `world` in the ranges that differ: `size_px`, `num_frames`, `spin_rad_s`, `camera_yaw_deg`,
+            `restitution`, ...
+        film: what is imperfect about the camera; the default is the perfect one.
+        format: `folder`, three files for each clip, or `webdataset`, tars of `clips_per_tar` clips.
     """
 
     num_clips: int = Field(100, ge=1)
@@ -45,12 +52,41 @@ class SimulateRecipe(Config):
     seed: int = 0
     imperfect: float = Field(0.0, ge=0.0, le=1.0)
     arrays: tuple[str, ...] = ARRAYS
+    ranges: Path | None = None
+    world: dict[str, Any] = {}
+    film: Film = Film()
+    format: Literal["folder", "webdataset"] = "folder"
+    clips_per_tar: int = Field(500, ge=1)
+
+    @model_validator(mode="after")
+    def _drawable(self) -> SimulateRecipe:
+        known = ranges_of(self).primitives
+        unknown = [name for name in self.primitives if name not in known]
+        if unknown or not self.primitives:
+            raise ValueError(f"primitives {unknown} are unknown, choose from {', '.join(known)}")
+        return self
+
+
+def ranges_of(recipe: SimulateRecipe) -> Ranges:
+    """The ranges that a recipe's clips are drawn from.
+
+    Raises:
+        RecipeError: no such file, or a key or value that `World` doesn't take.
+    """
+    return _ranges(recipe.ranges, json.dumps(recipe.world, sort_keys=True))
+
+
+@cache
+def _ranges(path: Path | None, world: str) -> Ranges:
+    base = default_ranges() if path is None else load(Ranges, path)
+    mine = base.world.model_dump() | json.loads(world)
+    return base.model_copy(update={"world": validate(World, mine, where="world")})
 
 
 def shift_of(recipe: SimulateRecipe, index: int) -> tuple[str, str]:
     """Motion and shift of clip `index`: motions take turns, and for each motion its shifts do."""
     primitive = recipe.primitives[index % len(recipe.primitives)]
-    known = shifts_of(primitive)
+    known = shifts_of(primitive, ranges_of(recipe))
     wanted = [name for name in known if name in recipe.shifts or (name != "id" and "ood" in recipe.shifts)]
     if not wanted:
         raise InputError(
@@ -60,51 +96,109 @@ def shift_of(recipe: SimulateRecipe, index: int) -> tuple[str, str]:
     return primitive, wanted[(index // len(recipe.primitives)) % len(wanted)]
 
 
-def simulate(recipe: SimulateRecipe, out: Path, workers: int) -> dict[str, Any]:
-    """Make the clips that aren't there yet.
+def simulate(recipe: SimulateRecipe, out: Path, workers: int, shard: Shard = WHOLE) -> dict[str, Any]:
+    """Make the clips of a shard that aren't there yet; whoever finds all clips of the recipe there writes the index.
 
     Returns:
-        counts: made, found, by motion and shift, and why scenes were drawn again.
+        counts: made, found, missing in other shards, by motion and shift, and why scenes were drawn again; and whether
+        a Parquet table was written.
     Raises:
         InputError: the folder can't be written, or holds clips of another recipe.
     """
-    output_folder(out / "clips")
+    output_folder(_folder(recipe, out))
     _claim(out, recipe)
-    kinds = [shift_of(recipe, index) for index in range(recipe.num_clips)]
-    names = [f"{index:06d}" for index in range(recipe.num_clips)]
-    missing = [index for index, name in enumerate(names) if not (out / "clips" / f"{name}.json").exists()]
+    everything = _units(recipe)
+    mine = shard.of(everything)
+    missing = _missing(recipe, out, mine)
     rejections: Counter[str] = Counter()
-    with tqdm(total=len(missing), desc=f"simulate {recipe.split}", unit="clip", disable=not missing) as bar:
-        for reasons in each(partial(_make, recipe, out), missing, workers):
+    total = sum(map(len, missing))
+    least = {} if recipe.format == "folder" else {"least": 2, "chunk": 1}
+    with tqdm(total=total, desc=f"simulate {recipe.split}", unit="clip", disable=not missing) as bar:
+        for unit, reasons in zip(missing, each(partial(_make, recipe, out), missing, workers, **least), strict=True):
             rejections.update(reasons)
-            bar.update()
-    write_index(out, names)
+            bar.update(len(unit))
+    elsewhere = sum(map(len, _missing(recipe, out, everything)))
+    table = not elsewhere and _finish(recipe, out, everything)
+    kinds = [shift_of(recipe, index) for unit in mine for index in unit]
     return {
-        "made": len(missing),
-        "found": len(names) - len(missing),
+        "made": total,
+        "found": len(kinds) - total,
+        "elsewhere": elsewhere,
         "by_kind": dict(Counter(f"{primitive}/{shift}" for primitive, shift in kinds)),
         "drawn_again": dict(rejections),
+        "table": table,
     }
 
 
-def _make(recipe: SimulateRecipe, out: Path, index: int) -> tuple[str, ...]:
+def draw(recipe: SimulateRecipe, index: int) -> Scene:
+    """The scene of a clip: a function of the recipe and its number alone."""
     primitive, shift = shift_of(recipe, index)
-    scene = sample_scene(
-        recipe.seed, index, split=recipe.split, shift=shift, primitive=primitive, imperfect=recipe.imperfect
+    return sample_scene(
+        recipe.seed,
+        index,
+        split=recipe.split,
+        shift=shift,
+        primitive=primitive,
+        imperfect=recipe.imperfect,
+        ranges=ranges_of(recipe),
     )
-    write_clip(out, f"{index:06d}", render(scene), recipe.arrays)
-    return scene.rejections
+
+
+def _folder(recipe: SimulateRecipe, out: Path) -> Path:
+    return out / ("clips" if recipe.format == "folder" else tars.FOLDER)
+
+
+def _units(recipe: SimulateRecipe) -> list[range]:
+    """What is written at a time, whole or not at all: single clips, or the clips of a tar."""
+    step = 1 if recipe.format == "folder" else recipe.clips_per_tar
+    return [range(first, min(first + step, recipe.num_clips)) for first in range(0, recipe.num_clips, step)]
+
+
+def _file(recipe: SimulateRecipe, unit: range) -> str:
+    """The file whose presence says that a unit is whole."""
+    return f"{_name(unit[0])}.json" if recipe.format == "folder" else tars.tar_name(unit)
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}"
+
+
+def _missing(recipe: SimulateRecipe, out: Path, units: Sequence[range]) -> list[range]:
+    there = set(os.listdir(_folder(recipe, out)))
+    return [unit for unit in units if _file(recipe, unit) not in there]
+
+
+def _make(recipe: SimulateRecipe, out: Path, unit: range) -> list[str]:
+    """Write a unit; why its scenes were drawn again."""
+    scenes = [draw(recipe, index) for index in unit]
+    if recipe.format == "folder":
+        for scene in scenes:
+            write_clip(out, _name(scene.index), film(scene, recipe.film), recipe.arrays)
+    else:
+        files = ((_name(s.index), clip_files(_name(s.index), film(s, recipe.film), recipe.arrays)) for s in scenes)
+        tars.write_tar(_folder(recipe, out) / _file(recipe, unit), files)
+    return [reason for scene in scenes for reason in scene.rejections]
+
+
+def _finish(recipe: SimulateRecipe, out: Path, units: Sequence[range]) -> bool:
+    """Write the index; a last tar that has grown since makes its shorter version superfluous."""
+    if recipe.format == "webdataset":
+        wanted = {_file(recipe, unit) for unit in units}
+        for path in _folder(recipe, out).iterdir():
+            if tars.NAMES.fullmatch(path.name) and path.name not in wanted:
+                path.unlink()
+    return write_index(out)
 
 
 def _claim(out: Path, recipe: SimulateRecipe) -> None:
     """A folder belongs to one recipe; only the number of clips may grow."""
     path, mine = out / "recipe.json", recipe.model_dump(mode="json")
     if path.exists():
-        other = json.loads(path.read_text())
-        changed = sorted(key for key in mine if key != "num_clips" and mine[key] != other.get(key))
-        if changed or mine["num_clips"] < other["num_clips"]:
+        other = SimulateRecipe().model_dump(mode="json") | json.loads(path.read_text())
+        differ = sorted(key for key in other if key != "num_clips" and mine.get(key) != other[key])
+        if differ or mine["num_clips"] < other["num_clips"]:
             raise InputError(
-                f"already holds clips of another recipe ({', '.join(changed or ['num_clips'])} differ)",
+                f"already holds clips of another recipe ({', '.join(differ or ['num_clips'])} differ)",
                 where=out,
                 fix="Choose another --out or delete it.",
             )
@@ -113,14 +207,19 @@ def _claim(out: Path, recipe: SimulateRecipe) -> None:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="newtonrewards simulate", description=__doc__)
-    p.add_argument("--out", type=Path, required=True, help="folder to write; run again to fill what is missing")
+    actions = p.add_subparsers(dest="action", metavar="inspect")
+    look = actions.add_parser("inspect", help="read all clips of a folder: counts, ranges, checksum, contact sheet")
+    look.add_argument("folder", type=Path, help="what `simulate --out` wrote, whole or not")
+    look.add_argument("--sheet", type=Path, help="PNG file (default: contact_sheet.png in the folder)")
+    look.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
+    p.add_argument("--out", type=Path, help="folder to write; run again to fill what is missing")
     p.add_argument("--recipe", type=Path, help="YAML file with the options below; options given here win")
     p.add_argument("--num-clips", type=int, help="number of clips (default 100); the five motions take turns")
     p.add_argument("--split", choices=SPLITS, help="default train; test has its own families of shapes and textures")
     p.add_argument(
         "--shifts", nargs="+", choices=(*SHIFTS, "ood"), help="default id; `ood` takes every shift that a motion has"
     )
-    p.add_argument("--primitives", nargs="+", choices=PRIMITIVES, help="default: all five")
+    p.add_argument("--primitives", nargs="+", choices=KNOWN, help="default: the five, without rolling")
     p.add_argument("--seed", type=int, help="default 0; the same seed gives the same clips")
     p.add_argument(
         "--imperfect", type=float, help="share of clips with wrong physics, to pre-train a base model (default 0)"
@@ -128,20 +227,42 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--arrays", nargs="*", choices=ARRAYS, help="ground truth to store beside frames and track (default: all)"
     )
+    p.add_argument(
+        "--format",
+        choices=("folder", "webdataset"),
+        help="three files for each clip (default), or tars of 500 clips, for clusters whose disks dislike many files",
+    )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change any value of the recipe, as world.size_px=256, world.camera_yaw_deg=[-15,15], film.shake=0.01",
+    )
+    add_shard_option(p, "clip or tar")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = vars(parser().parse_args(argv))
-    out, path, workers = arguments.pop("out"), arguments.pop("recipe"), arguments.pop("workers")
+    command = parser()
+    arguments = vars(command.parse_args(argv))
+    if arguments.pop("action") == "inspect":
+        return inspection.run(arguments["folder"], arguments["sheet"], arguments["workers"])
+    out, path, workers, shard, changes = (arguments.pop(key) for key in ("out", "recipe", "workers", "shard", "set"))
+    if out is None:
+        command.error("the following arguments are required: --out")
     given = {key: value for key, value in arguments.items() if value is not None}
     base = load(SimulateRecipe, path).model_dump() if path else {}
-    recipe = validate(SimulateRecipe, base | given, where=str(path or "command line"))
-    counts = simulate(recipe, out, workers)
+    recipe = validate(SimulateRecipe, changed(base | given, changes), where=str(path or "command line"))
+    counts = simulate(recipe, out, workers, of_this_process(shard))
     print(f"{out}: {counts['made']} clips made, {counts['found']} were there. {_listing(counts['by_kind'])}")
+    if counts["elsewhere"]:
+        print(f"{counts['elsewhere']} clips of other shards are still to come; the last one writes the index.")
     if counts["drawn_again"]:
         print(f"drawn again: {_listing(counts['drawn_again'])}")
+    if recipe.format == "webdataset" and not counts["elsewhere"] and not counts["table"]:
+        print("no index.parquet without pyarrow: pip install 'newtonrewards[parquet]', then run this again")
     return 0
 
 

@@ -1,15 +1,18 @@
-"""A folder of clips on disk and the data set that reads it.
+"""Clips on disk and the data set that reads them.
 
 Layout: `recipe.json` (what was asked for), `index.jsonl` (one row for each clip: caption, rates, track, parameters),
-and
+`index.parquet` (the same rows as a flat table, where pyarrow is installed), and either
 `clips/NAME.mp4` (lossless), `clips/NAME.npz` (arrays), `clips/NAME.json` (the clip's row; written last, so a clip whose
-row is there is whole).
+row is there is whole), or `shards/FIRST-LAST.tar` with the same files (`simulation.tars`).
 """
 
 from __future__ import annotations
 
 import io
 import json
+import tempfile
+import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +23,27 @@ from numpy.typing import NDArray
 
 from newtonrewards.core.clip import Clip, Truth
 from newtonrewards.core.errors import InputError
-from newtonrewards.core.run import jsonable, read_jsonl, write_atomic, write_json, write_jsonl
-from newtonrewards.core.video import read_clip, write_video
+from newtonrewards.core.run import jsonable, read_jsonl, write_atomic, write_jsonl
+from newtonrewards.core.video import encode_video, read_clip
+from newtonrewards.simulation import tars
+from newtonrewards.simulation.table import write_table
 
 ARRAYS = ("masks", "flow", "depth")
+UNUSUAL = ("acceleration_spread", "shake")
+AGAIN = "Delete the clip's row or its tar and run the same `simulate` again."
 
 
 def write_clip(folder: Path, name: str, clip: Clip, arrays: tuple[str, ...] = ARRAYS) -> None:
     """Write one simulated clip; whole, or not visible to a reader."""
+    for suffix, content in clip_files(name, clip, arrays).items():
+        write_atomic(folder / "clips" / f"{name}.{suffix}", content, durable=suffix == "json")
+
+
+def clip_files(name: str, clip: Clip, arrays: tuple[str, ...] = ARRAYS) -> dict[str, bytes]:
+    """What stands in a simulated clip's files, by suffix; the row last."""
     truth = clip.truth
     assert truth is not None and clip.masks is not None and clip.valid is not None
-    write_video(folder / "clips" / f"{name}.mp4", clip.frames, clip.source.playback_fps or clip.fps, lossless=True)
+    video = encode_video(clip.frames, clip.source.playback_fps or clip.fps)
     content: dict[str, NDArray[Any]] = {}
     if "masks" in arrays:
         content["masks"] = (clip.masks * 255).round().to(torch.uint8).numpy()
@@ -40,14 +53,17 @@ def write_clip(folder: Path, name: str, clip: Clip, arrays: tuple[str, ...] = AR
         content["depth"] = truth.depth.to(torch.float16).numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **content)  # type: ignore[arg-type]
-    write_atomic(folder / "clips" / f"{name}.npz", buffer.getvalue(), durable=False)
-    write_json(folder / "clips" / f"{name}.json", clip_row(name, clip))
+    row = json.dumps(clip_row(name, clip), indent=1, allow_nan=False) + "\n"
+    return {"mp4": video, "npz": buffer.getvalue(), "json": row.encode()}
 
 
 def clip_row(name: str, clip: Clip) -> dict[str, Any]:
+    """A clip's row; what only unusual cameras have is left out where it has its default."""
     truth = clip.truth
     assert truth is not None and clip.valid is not None
     row = {field: getattr(truth, field) for field in Truth.__dataclass_fields__ if field not in ("flow", "depth")}
+    row |= {"acceleration_spread": truth.acceleration_spread or None}
+    row = {field: value for field, value in row.items() if field not in UNUSUAL or value is not None}
     return jsonable(
         {
             "name": name,
@@ -60,10 +76,23 @@ def clip_row(name: str, clip: Clip) -> dict[str, Any]:
     )
 
 
-def write_index(folder: Path, names: list[str]) -> None:
-    """Gather the rows of whole clips into `index.jsonl`."""
-    rows = [json.loads((folder / "clips" / f"{name}.json").read_text()) for name in names]
+def rows_on_disk(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the clips that are whole, in order; of tars that can't be read none."""
+    for path in sorted((folder / "clips").glob("[!.]*.json")):
+        yield json.loads(path.read_text())
+    for path in sorted((folder / tars.FOLDER).glob("[!.]*.tar")):
+        yield from tars.tar_rows(path)
+
+
+def write_index(folder: Path) -> bool:
+    """Gather the rows of all clips into `index.jsonl`, and `index.parquet` if pyarrow is there.
+
+    Returns:
+        whether it is.
+    """
+    rows = list(rows_on_disk(folder))
     write_jsonl(folder / "index.jsonl", rows)
+    return write_table(folder / "index.parquet", rows)
 
 
 class ClipFolder:
@@ -73,19 +102,22 @@ class ClipFolder:
         path: the folder.
         with_flow: also read exact flow and depth where they were stored.
         cache: keep decoded frames in memory as 8-bit numbers (0.2 MB for a 64 px clip of 17 frames).
+        rows: the clips to read, None: those of its index.
     Raises:
         InputError: no index there, or a row of the index without its files.
     """
 
-    def __init__(self, path: Path, *, with_flow: bool = False, cache: bool = False) -> None:
-        if not (path / "index.jsonl").is_file():
+    def __init__(
+        self, path: Path, *, with_flow: bool = False, cache: bool = False, rows: list[dict[str, Any]] | None = None
+    ) -> None:
+        if rows is None and not (path / "index.jsonl").is_file():
             raise InputError(
                 "not a folder of simulated clips (no index.jsonl)",
                 where=path,
                 fix="Make one with `newtonrewards simulate --out`.",
             )
         self.path, self.with_flow = path, with_flow
-        self.rows = read_jsonl(path / "index.jsonl")
+        self.rows = read_jsonl(path / "index.jsonl") if rows is None else rows
         if not self.rows:
             raise InputError(
                 "the index holds no clip", where=path / "index.jsonl", fix="Simulate again with --num-clips above 0."
@@ -97,15 +129,55 @@ class ClipFolder:
         return len(self.rows)
 
     def video_path(self, index: int) -> Path:
-        return self.path / "clips" / f"{self.names[index]}.mp4"
+        """Where a clip's video lies; in a tar the name is only that of its member."""
+        return self._folder(index) / f"{self.names[index]}.mp4"
+
+    def file(self, index: int, suffix: str) -> bytes:
+        """A clip's `mp4` or `npz`, wherever it lies.
+
+        Raises:
+            InputError: it isn't there.
+        """
+        part = self._part(index, suffix)
+        if part is not None:
+            return part
+        path = self._folder(index) / f"{self.names[index]}.{suffix}"
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InputError(f"can't read this file ({error.strerror})", where=path, fix=AGAIN) from None
+
+    def _video(self, index: int) -> Clip:
+        path, part = self.video_path(index), self._part(index, "mp4")
+        if part is None:
+            return read_clip(path)
+        with tempfile.TemporaryDirectory() as folder:  # decoders want a file
+            copy = Path(folder) / path.name
+            copy.write_bytes(part)
+            try:
+                clip = read_clip(copy)
+            except InputError as error:
+                raise InputError(error.what, where=path, fix=AGAIN) from None
+        return replace(clip, source=replace(clip.source, path=str(path)))
+
+    def _folder(self, index: int) -> Path:
+        shard = self.rows[index].get("shard")
+        return self.path / "clips" if shard is None else self.path / tars.FOLDER / shard
+
+    def _part(self, index: int, suffix: str) -> bytes | None:
+        """Bytes of a file that lies in a tar; None: it is a file of its own."""
+        row = self.rows[index]
+        if "shard" not in row:
+            return None
+        return tars.read_part(self._folder(index), *row["members"][suffix])
 
     def __getitem__(self, index: int) -> Clip:
         row = self.rows[index]
         if self._cache is not None and index in self._cache:
             frames, masks = self._cache[index]
             return _clip(row, frames.float() / 255, None if masks is None else masks.float() / 255)
-        clip = read_clip(self.video_path(index))
-        arrays = self._arrays(index)
+        clip = self._video(index)
+        arrays = self._arrays(index, clip.frames)
         masks = torch.from_numpy(arrays["masks"]) if "masks" in arrays else None
         if self._cache is not None:
             self._cache[index] = ((clip.frames * 255).round().to(torch.uint8), masks)
@@ -117,16 +189,22 @@ class ClipFolder:
             truth = replace(truth, flow=flow, depth=depth)
         return replace(made, truth=truth, source=clip.source)
 
-    def _arrays(self, index: int) -> dict[str, NDArray[Any]]:
-        path = self.path / "clips" / f"{self.names[index]}.npz"
+    def _arrays(self, index: int, frames: torch.Tensor) -> dict[str, NDArray[Any]]:
+        path = self._folder(index) / f"{self.names[index]}.npz"
+        part = self._part(index, "npz")
         wanted = ARRAYS if self.with_flow else ("masks",)
         try:
-            with np.load(path, allow_pickle=False) as content:
-                return {key: content[key] for key in wanted if key in content.files}
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"can't read the arrays of this clip ({error})", where=path, fix="Run the same `simulate` again."
-            ) from None
+            with np.load(path if part is None else io.BytesIO(part), allow_pickle=False) as content:
+                arrays = {key: content[key] for key in wanted if key in content.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"can't read the arrays of this clip ({error})", where=path, fix=AGAIN) from None
+        count, _, height, width = frames.shape
+        shapes = {"flow": (count - 1, 2, height, width)}
+        for key, array in arrays.items():
+            if array.shape != shapes.get(key, (count, height, width)):
+                what = f"{key} of shape {array.shape} for {count} frames of {height}x{width} px"
+                raise InputError(what, where=path, fix=AGAIN)
+        return arrays
 
 
 def _clip(row: dict[str, Any], frames: torch.Tensor, masks: torch.Tensor | None) -> Clip:
@@ -138,6 +216,8 @@ def _clip(row: dict[str, Any], frames: torch.Tensor, masks: torch.Tensor | None)
         position=track("position"),
         velocity=track("velocity"),
         acceleration=track("acceleration"),
+        acceleration_spread=row.get("acceleration_spread", 0.0),
+        shake=track("shake") if "shake" in row else None,
         **{key: row[key] for key in plain},
     )
     return Clip(

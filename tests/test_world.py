@@ -20,7 +20,7 @@ from newtonrewards.rewards.appearance import FlowFeatures
 from newtonrewards.rewards.flow import FlowConfig, load_flow
 from newtonrewards.rewards.observation import Networks, Observation, Support
 from newtonrewards.rewards.reward import Reward, RewardConfig, RewardOutput
-from newtonrewards.rewards.terms import TERMS
+from newtonrewards.rewards.terms import STANDARD, TERMS
 from newtonrewards.simulation.motions import PRIMITIVES
 from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import Scene, sample_scene
@@ -125,7 +125,7 @@ def reference() -> ClipBatch:
 def reward() -> Reward:
     """All terms at the default support, with the shipped networks."""
     flow = load_flow(FlowConfig(num_flow_updates=3))
-    config = RewardConfig.model_validate({"terms": {name: {} for name in TERMS}})
+    config = RewardConfig.model_validate({"terms": {name: {} for name in STANDARD}})
     return Reward(config, Networks(flow, FlowFeatures(flow)))
 
 

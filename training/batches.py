@@ -45,6 +45,12 @@ class Batches:
         numbers = range(first, first + part)
         return ClipBatch.stack([self.dataset[self._clip(number)] for number in numbers], numbers)
 
+    def name(self, number: int) -> str:
+        """The clip behind a sample's index, in words."""
+        clip = self._clip(number)
+        names = getattr(self.dataset, "names", None)
+        return f"clip {clip}" if names is None else f"clip {clip} ('{names[clip]}')"
+
     def _clip(self, number: int) -> int:
         epoch, place = divmod(number, len(self.dataset))
         if self._order[0] != epoch:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,23 @@ from newtonrewards.core.run import jsonable, write_json
 from newtonrewards.training.recipe import TrainRecipe
 
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
-FREE = {"checkpoint", "trackers"}
+FREE = {"checkpoint", "samples", "trackers"}
 
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint says of itself: its folder, the steps of the run so far, and the stage that it was in."""
+    """What a checkpoint says of itself.
+
+    Attributes:
+        path: its folder.
+        step: steps of the run so far. stage: the one that it was in.
+        guard: what the guard of the sentinels had seen.
+    """
 
     path: Path
     step: int
     stage: int
+    guard: dict[str, Any] = field(default_factory=dict)
 
 
 def decisive(recipe: TrainRecipe) -> dict[str, Any]:
@@ -43,14 +50,16 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in found if (path / "state.json").is_file())
 
 
-def save(accelerator: Accelerator, run: Path, recipe: TrainRecipe, step: int, stage: int) -> Path:
+def save(
+    accelerator: Accelerator, run: Path, recipe: TrainRecipe, step: int, stage: int, guard: dict[str, Any]
+) -> Path:
     """Write a checkpoint under a temporary name, rename it, then delete what `keep` no longer covers.
 
     Raises:
         CheckpointError: the disk is full or the folder can't be written; older checkpoints are untouched.
     """
     path = run / "checkpoints" / f"step_{step:06d}"
-    state = {"step": step, "stage": stage, "recipe": decisive(recipe)}
+    state = {"step": step, "stage": stage, "guard": guard, "recipe": decisive(recipe)}
     try:
         _write(accelerator, path, state)
     except OSError as error:
@@ -111,7 +120,7 @@ def read_state(path: Path, recipe: TrainRecipe) -> State:
             where=path,
             fix="Choose another --out, or delete the folder to start over.",
         )
-    return State(path, int(state["step"]), int(state["stage"]))
+    return State(path, int(state["step"]), int(state["stage"]), state.get("guard", {}))
 
 
 def differences(theirs: Any, mine: Any, key: str = "") -> list[str]:

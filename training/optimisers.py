@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import Field
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from newtonrewards.training.recipe import OptimiserConfig
+from newtonrewards.core.recipe import Config
+
+
+class OptimiserConfig(Config):
+    """Optimiser of a stage.
+
+    Attributes:
+        name: `adamw`, or `muon`: Muon for the matrices of the blocks and AdamW for the rest.
+        lr: peak learning rate; it is a function of the step alone.
+        warmup_steps: linear rise from zero.
+        decay: `linear` to zero at the stage's last step, or `constant`.
+        grad_clip: largest gradient norm.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = Field(0, ge=0)
+    decay: Literal["constant", "linear"] = "constant"
+    grad_clip: float = Field(1.0, gt=0)
 
 
 def optimisers(module: nn.Module, config: OptimiserConfig) -> list[Optimizer]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,9 +23,12 @@ from newtonrewards.models.base import VideoModel
 from newtonrewards.models.load import load_video_model
 from newtonrewards.models.outline import outline
 from newtonrewards.rewards.reward import Reward
-from newtonrewards.training.objectives import Objective
+from newtonrewards.training.methods.base import Objective
+from newtonrewards.training.methods.registry import METHODS, Stage
+from newtonrewards.training.methods.reward import RewardStage
+from newtonrewards.training.methods.rewarded import RewardedStage
 from newtonrewards.training.optimisers import optimisers
-from newtonrewards.training.recipe import RewardStage, Stage, TrainRecipe
+from newtonrewards.training.recipe import TrainRecipe
 
 Strategy = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -63,7 +65,6 @@ class StagePlan:
 def plan_stage(
     recipe: TrainRecipe,
     number: int,
-    build: Callable[[VideoModel, Stage, Reward | None], Objective],
     *,
     strategy: Strategy = "ddp",
     processes: int = 1,
@@ -73,15 +74,20 @@ def plan_stage(
     """One step of a stage on fake tensors.
 
     Args:
-        build: makes the stage's objective from the model, the stage and, where it has one, its reward.
         strategy, processes: how the run will be launched; the recipe's batch is shared by the processes.
         compare: other numbers of processes; `others` then has them under each strategy, with the same clips in each.
         foreach: whether the optimiser works on all parameters at once, as torch does on GPUs and not on CPUs.
     Raises:
         InputError, CheckpointError: a recipe that couldn't be run either.
     """
+    if recipe.model.embeddings is not None:
+        raise InputError(
+            "a plan can't count a model without its encoders",
+            where="model.embeddings",
+            fix="Add --set model.embeddings=null; the run then needs less than planned, by the size of the encoders.",
+        )
     stage = shortened(recipe.stages[number])
-    reward = Reward(stage.reward) if isinstance(stage, RewardStage) else None
+    reward = Reward(stage.reward) if isinstance(stage, RewardedStage) else None
     small = load_video_model(recipe.model) if recipe.model.name == "embedded" else None  # it ships with the package
     if small is not None:  # its codec keeps matrices for later: let them be real ones
         small.encode(torch.zeros(1, small.spec.num_frames, 3, small.spec.height, small.spec.width))
@@ -90,13 +96,13 @@ def plan_stage(
         if small is not None:
             for module in networks(small, None).values():
                 empty(module, fake)
-        objective = build(model, stage, reward)
+        objective = METHODS[stage.objective].build(model, stage, recipe.seed, reward=reward)
         fixed = networks(model, reward)
         ways = [(strategy, processes), *((way, count) for count in compare for way in STRATEGIES)]
         splits = {f"{way} {count}": split(objective.trained, way, count) for way, count in ways}
         tracker = MemoryTracker(*fixed.values(), splits=splits)
-        clips = max(1, stage.batch_size // processes // stage.accumulate)
-        step(objective, recipe, stage, fake_clips(model, clips), tracker, foreach=foreach)
+        share = max(stage.accumulate, stage.batch_size // processes)
+        step(objective, recipe, stage, fake_clips(model, share), tracker, foreach=foreach)
     chosen = f"{strategy} {processes}"
     others = {(way, count): tracker.peak_bytes(f"{way} {count}") for way, count in ways}
     sizes = {name: size_of(module) for name, module in fixed.items()}
@@ -117,9 +123,12 @@ def step(
                     group["foreach"] = foreach
         _first_state(trained, updates)
         tracker.forget_peaks()
-        for part in range(min(2, stage.accumulate)):  # from the second part on the gradients of the first are held
-            with torch.autocast(clips.frames.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                output = objective(clips, part)
+        with autocast(recipe, clips):
+            works = objective(clips, 0, prepare=True)[0]
+        # the first work has the most to do, and from the second on the gradients of those before are held
+        for work in [works[0]] * min(2, len(works)):
+            with autocast(recipe, clips):
+                output = objective(work, 0)
             output.loss.float().mean().backward()
             del output
         nn.utils.clip_grad_norm_(trained, stage.optimiser.grad_clip)
@@ -128,6 +137,11 @@ def step(
             optimiser.zero_grad()
         if ema is not None:
             ema.step(trained)
+
+
+def autocast(recipe: TrainRecipe, clips: ClipBatch) -> torch.autocast:
+    """As the trainer's accelerator casts the objective."""
+    return torch.autocast(clips.frames.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
 
 
 def _first_state(trained: list[nn.Parameter], updates: list[torch.optim.Optimizer]) -> None:
@@ -139,12 +153,18 @@ def _first_state(trained: list[nn.Parameter], updates: list[torch.optim.Optimize
 
 
 def shortened(stage: Stage) -> Stage:
-    """The same stage with one sampling step without gradient: of those each frees what it took, so one shows it all."""
-    sampling = getattr(stage, "sampling", None)
-    if sampling is None or sampling.num_inference_steps <= sampling.grad_steps + 1:
+    """The same stage with one sampling step without gradient: of those each frees what it took, so one shows it all.
+
+    A number of steps with gradient that is drawn anew is planned at its largest.
+    """
+    if not isinstance(stage, RewardStage):
         return stage
-    short = sampling.model_copy(update={"num_inference_steps": sampling.grad_steps + 1})
-    return stage.model_copy(update={"sampling": short})
+    steps, modes = stage.sampling.num_inference_steps, {"full": stage.sampling.num_inference_steps, "x0": 1}
+    modes["random"] = modes["full"]
+    with_gradient = modes.get(str(stage.sampling.grad_steps), stage.sampling.grad_steps)
+    assert isinstance(with_gradient, int)
+    update = {"num_inference_steps": min(steps, with_gradient + 1), "grad_steps": with_gradient}
+    return stage.model_copy(update={"sampling": stage.sampling.model_copy(update=update)})
 
 
 def networks(model: VideoModel, reward: Reward | None) -> dict[str, nn.Module]:
@@ -154,7 +174,7 @@ def networks(model: VideoModel, reward: Reward | None) -> dict[str, nn.Module]:
         parts = getattr(owner, "components", None) or getattr(owner, "__dict__", {})
         found |= {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     if reward is not None:
-        for name in ("flow", "appearance"):
+        for name in ("flow", "appearance", "second", "depth"):
             network = getattr(getattr(reward.networks, name), "network", None)
             found |= {name: network} if isinstance(network, nn.Module) else {}
     once: dict[int, str] = {}
@@ -198,7 +218,6 @@ def fake_clips(model: VideoModel, count: int) -> ClipBatch:
 
 def show_plan(
     recipe: TrainRecipe,
-    build: Callable[[VideoModel, Stage, Reward | None], Objective],
     *,
     strategy: Strategy,
     processes: int,
@@ -224,9 +243,7 @@ def show_plan(
                 where=f"stages[{number}]",
                 fix="Make it a multiple.",
             )
-        plan = plan_stage(
-            recipe, number, build, strategy=strategy, processes=processes, compare=LARGER, foreach=foreach
-        )
+        plan = plan_stage(recipe, number, strategy=strategy, processes=processes, compare=LARGER, foreach=foreach)
         print("\n".join(describe(plan)))
         if limit is not None and plan.bytes > USABLE * limit:
             code = 1
@@ -272,12 +289,12 @@ def advice(plan: StagePlan, recipe: TrainRecipe, limit: int, processes: int) -> 
     if model.lora_rank is None and model.lora is None:
         lines.append("model.lora_rank: 16 (no gradients and no optimiser state of the base)")
     if isinstance(stage, RewardStage):
-        if stage.sampling.grad_steps > 1:
+        if stage.sampling.grad_steps not in (1, "x0"):
             lines.append(f"stages.{plan.stage}.sampling.grad_steps: 1")
-        if stage.decoded_latents is None:
+        if stage.decoded_latents is None and model.name in ("embedded", "wan"):
             lines.append(f"stages.{plan.stage}.decoded_latents: 4 (gradient through a part of the clip in each step)")
-        if not stage.reward.flow.checkpoint:
-            lines.append(f"stages.{plan.stage}.reward.flow.checkpoint: true, with a smaller pairs_at_once")
+    if isinstance(stage, RewardedStage) and not stage.reward.flow.checkpoint:
+        lines.append(f"stages.{plan.stage}.reward.flow.checkpoint: true, with a smaller pairs_at_once")
     fitting = [(count, way) for (way, count), size in plan.others.items() if size <= USABLE * limit]
     if fitting:
         count, way = min(fitting, key=lambda found: (found[0], STRATEGIES.index(found[1])))

@@ -10,6 +10,7 @@ import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
+from tqdm import tqdm
 
 from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.errors import InputError, run_command
@@ -17,14 +18,14 @@ from newtonrewards.core.recipe import load
 from newtonrewards.core.run import output_folder, provenance, write_atomic, write_json
 from newtonrewards.models.base import VideoModel
 from newtonrewards.models.load import load_video_model, save_trained
-from newtonrewards.rewards.floor import measure_floor
-from newtonrewards.rewards.reward import Reward
-from newtonrewards.simulation.store import ClipFolder
+from newtonrewards.models.pipelines import PipelineModel
+from newtonrewards.simulation.layouts import open_clips
 from newtonrewards.training import checkpoint
 from newtonrewards.training.batches import Batches, ClipDataset
-from newtonrewards.training.objectives import FlowMatchingObjective, Objective, RewardObjective
+from newtonrewards.training.methods.base import Objective
+from newtonrewards.training.methods.registry import METHODS, Stage
 from newtonrewards.training.plan import STRATEGIES, show_plan
-from newtonrewards.training.recipe import RewardStage, Stage, TrainRecipe
+from newtonrewards.training.recipe import TrainRecipe
 from newtonrewards.training.trainer import Trainer
 
 # Clips of the training data whose penalties are the floor.
@@ -42,8 +43,10 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
     output_folder(run)
     process = PartialState(cpu=_on_cpu())
     last = _last_state(recipe, run)
-    dataset = ClipFolder(recipe.data.clips, cache=recipe.data.cache)
+    dataset = open_clips(recipe.data.clips, recipe.data.layout, cache=recipe.data.cache)
     model = load_video_model(recipe.model).to(process.device)
+    if isinstance(model, PipelineModel) and model.embeddings is not None:
+        _encode_once(model, dataset, process)
     batches = Batches(dataset, recipe.seed, process.process_index, process.num_processes)
     if process.is_main_process:
         write_json(run / "provenance.json", provenance())
@@ -88,22 +91,25 @@ def _run_stage(
         tracker.finish()
 
 
+def _encode_once(model: PipelineModel, dataset: ClipDataset, process: PartialState) -> None:
+    """Store every clip's caption and first frame, each process its share, and free the encoders."""
+    clips = range(process.process_index, len(dataset), process.num_processes)
+    for index in tqdm(clips, desc="encode captions and first frames", disable=not process.is_main_process):
+        clip = dataset[index]
+        for caption in (clip.caption, ""):  # the empty one stands in where captions are dropped
+            model.condition([caption], clip.frames[:1].to(process.device))
+    process.wait_for_everyone()
+    model.free_encoders()
+
+
 def objective(model: VideoModel, stage: Stage, seed: int, dataset: ClipDataset) -> Objective:
-    """What a stage minimises; for a reward also what perfect clips get, so that the curves can be read against it."""
-    if not isinstance(stage, RewardStage):
-        return bare_objective(model, stage, seed, None)
-    reward = Reward(stage.reward)
-    perfect = ClipBatch.stack([dataset[index] for index in range(min(FLOOR_CLIPS, len(dataset)))])
-    floors = measure_floor(reward, [perfect.to(PartialState().device)])
-    return RewardObjective(model, stage, reward, seed, {name: floor.mean for name, floor in floors.items()})
+    """What a stage minimises."""
 
+    def perfect() -> ClipBatch:
+        clips = ClipBatch.stack([dataset[index] for index in range(min(FLOOR_CLIPS, len(dataset)))])
+        return clips.to(PartialState().device)
 
-def bare_objective(model: VideoModel, stage: Stage, seed: int, reward: Reward | None) -> Objective:
-    """The same without looking at any clip."""
-    if not isinstance(stage, RewardStage):
-        return FlowMatchingObjective(model, stage, seed)
-    assert reward is not None, "a reward stage has a reward"
-    return RewardObjective(model, stage, reward, seed)
+    return METHODS[stage.objective].build(model, stage, seed, perfect)
 
 
 def _on_cpu() -> bool:
@@ -154,7 +160,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.plan:
         return show_plan(
             recipe,
-            lambda model, stage, reward: bare_objective(model, stage, recipe.seed, reward),
             strategy=arguments.strategy,
             processes=arguments.processes,
             memory=arguments.memory,

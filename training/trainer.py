@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,19 +15,28 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
 
+from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.errors import Interrupted, NewtonError
 from newtonrewards.core.run import append_jsonl, read_jsonl, write_jsonl
 from newtonrewards.training import checkpoint
 from newtonrewards.training.batches import Batches
-from newtonrewards.training.objectives import Objective, ObjectiveOutput
+from newtonrewards.training.guard import Alarm, Guard
+from newtonrewards.training.methods.base import Objective, ObjectiveOutput
+from newtonrewards.training.methods.registry import Stage
+from newtonrewards.training.methods.rewarded import RewardFailure
 from newtonrewards.training.optimisers import learning_rate, optimisers
-from newtonrewards.training.recipe import RewardStage, Stage, TrainRecipe
+from newtonrewards.training.recipe import TrainRecipe
+from newtonrewards.training.view import generate_samples, picture, write_samples
 
-SENTINEL_WINDOW = 20
+# Steps whose mean duration tells the time left.
+PACE_WINDOW = 20
+# Ctrl-C; what launchers and schedulers send before they kill; what a SLURM job sends its ranks before its time is up.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Trainer:
@@ -60,6 +70,7 @@ class Trainer:
         )
         self.stage: Stage = recipe.stages[stage]
         self.first_step, self.step = first_step, first_step
+        self.plain, self.guard = objective, Guard(objective.rules)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         prepared = accelerator.prepare(objective, *optimisers(objective, self.stage.optimiser))
         self.objective, self.optimisers = prepared[0], prepared[1:]
@@ -69,7 +80,7 @@ class Trainer:
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
         self._interrupted = False
-        self._recent: deque[dict[str, float]] = deque(maxlen=SENTINEL_WINDOW)
+        self._pace: deque[float] = deque(maxlen=PACE_WINDOW)
 
     @property
     def last_step(self) -> int:
@@ -86,31 +97,54 @@ class Trainer:
             while self.step < self.last_step:
                 logs = self.train_step()
                 self.step += 1
-                self._record(logs, bar)
-                if self.step % self.recipe.checkpoint.every == 0 or self.step == self.last_step or self._interrupted:
+                alarms = self._record(logs, bar)
+                stop = next((alarm for alarm in alarms if alarm.action == "stop"), None)
+                stopped = self._stopped()
+                last = stop is not None or stopped or self.step == self.last_step
+                if last or self.step % self.recipe.checkpoint.every == 0:
                     self.save()
-                if self._interrupted:
+                if self.recipe.samples.due(self.step):
+                    self.show()
+                if stop is not None:
+                    raise NewtonError(
+                        stop.reason,
+                        where=f"{self.run}, step {self.step}",
+                        fix="The model games the reward: lower its weight or raise anchor_weight.",
+                    )
+                if stopped:
                     raise Interrupted(
                         f"stopped after step {self.step}", where=self.run, fix="The same command goes on from there."
                     )
 
     def train_step(self) -> dict[str, float]:
-        """One optimiser step over the global batch; returns its means and norms."""
+        """One step over the global batch, of one or more optimiser updates; returns its means and norms."""
         started = time.perf_counter()
-        stage, config = self.stage, self.stage.optimiser
+        stage, step = self.stage, self.step - self.first_step
         batch = self.batches.at(self.step, stage.batch_size).to(self.accelerator.device)
-        lr = learning_rate(config, self.step - self.first_step, stage.steps)
-        parts = []
-        size = len(batch) // stage.accumulate
-        for part in range(stage.accumulate):
-            last = part == stage.accumulate - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                output: ObjectiveOutput = self.objective(
-                    batch.part(part * size, (part + 1) * size), self.step - self.first_step
-                )
-                self.accelerator.backward(output.loss.mean() / stage.accumulate)
-            parts.append(output)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, config.grad_clip)
+        lr = learning_rate(stage.optimiser, step, stage.steps)
+        self.plain.reward_scale = self.guard.scale
+        outputs: list[ObjectiveOutput] = []
+        norms = []
+        try:
+            with torch.no_grad():
+                updates = self.objective(batch, step, prepare=True)
+            for works in updates:
+                for number, work in enumerate(works):
+                    last = number == len(works) - 1
+                    with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+                        output = self.objective(work, step)
+                        self.accelerator.backward(output.loss.mean() / len(works))
+                    outputs.append(output)
+                norms.append(self._update(lr))
+        except RewardFailure as error:
+            name = self.batches.name(error.sample)
+            raise NewtonError(error.what, where=f"{self.run}, step {self.step + 1}, {name}", fix=error.fix) from error
+        seconds = time.perf_counter() - started
+        return {**self._means(outputs), "grad_norm": sum(norms) / len(norms), "lr": lr, "seconds": seconds}
+
+    def _update(self, lr: float) -> float:
+        """Let the optimisers move once; returns the gradient's norm before it was clipped."""
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.stage.optimiser.grad_clip)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = lr
@@ -118,66 +152,93 @@ class Trainer:
             optimiser.zero_grad()
         if self.ema is not None:
             self.ema.step(self.parameters)
-        return {**self._means(parts), "grad_norm": float(norm), "lr": lr, "seconds": time.perf_counter() - started}
+        return float(norm)
+
+    def show(self) -> None:
+        """Clips of the first samples, as files under `samples/` and as a picture for the trackers."""
+        config = self.recipe.samples
+        clips = [self.batches.dataset[index] for index in range(min(config.clips, len(self.batches.dataset)))]
+        batch = ClipBatch.stack(clips).to(self.accelerator.device)
+        frames = generate_samples(self.plain.model, batch, config, self.recipe.seed)
+        if not self.accelerator.is_main_process:
+            return
+        write_samples(self.run / "samples", self.step, clips, frames, self.plain.model.spec.playback_fps)
+        image = picture(frames)[None].numpy()
+        for tracker in self.accelerator.trackers:
+            if isinstance(tracker, TensorBoardTracker):
+                tracker.log_images({"samples": image}, step=self.step)
 
     def save(self) -> None:
-        checkpoint.save(self.accelerator, self.run, self.recipe, self.step, self.stage_number)
+        checkpoint.save(self.accelerator, self.run, self.recipe, self.step, self.stage_number, self.guard.state())
 
     def restore(self, state: checkpoint.State) -> None:
         """Go on from a checkpoint of this stage; rows of metrics written after it are dropped."""
         self.accelerator.load_state(str(state.path))
         self.step = state.step
+        self.guard.restore(state.guard)
         metrics = self.run / "metrics.jsonl"
         if self.accelerator.is_main_process and metrics.exists():
             kept = [row for row in read_jsonl(metrics) if row["step"] <= state.step]
             write_jsonl(metrics, kept)
 
-    def _means(self, parts: list[ObjectiveOutput]) -> dict[str, float]:
-        values = {"loss": torch.cat([part.loss.detach() for part in parts])}
-        values |= {name: torch.cat([part.logs[name] for part in parts]) for name in parts[0].logs}
+    def _means(self, outputs: list[ObjectiveOutput]) -> dict[str, float]:
+        values = {"loss": torch.cat([output.loss.detach() for output in outputs])}
+        for name in dict.fromkeys(name for output in outputs for name in output.logs):
+            values[name] = torch.cat([output.logs[name] for output in outputs if name in output.logs])
         return {name: _nanmean(self.accelerator.gather(value)) for name, value in values.items()}
 
-    def _record(self, logs: dict[str, float], bar: tqdm[Any]) -> None:
+    def _record(self, logs: dict[str, float], bar: tqdm[Any]) -> list[Alarm]:
+        """Write one row of metrics, and show it; returns the sentinels that rang."""
         if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
             raise NewtonError(
                 f"loss {logs['loss']} or gradient norm {logs['grad_norm']} is not finite",
                 where=f"{self.run}, step {self.step}",
                 fix="Lower the learning rate; the last checkpoint is good.",
             )
-        self.accelerator.log({k: v for k, v in logs.items() if math.isfinite(v)}, step=self.step)
+        alarms = self.guard.see(logs)
+        self._pace.append(logs["seconds"])
+        logs["seconds_left"] = sum(self._pace) / len(self._pace) * (self.last_step - self.step)
+        if self.plain.rules:
+            logs["reward_scale"] = self.guard.scale
+        shown = {self._with_unit(name): value for name, value in logs.items() if math.isfinite(value)}
+        self.accelerator.log(shown, step=self.step)
         if self.accelerator.is_main_process:
-            append_jsonl(self.run / "metrics.jsonl", {"step": self.step, "stage": self.stage.objective, **logs})
-        shown = {"loss": f"{logs['loss']:.4g}"} | ({"reward": f"{logs['reward']:.4g}"} if "reward" in logs else {})
-        bar.set_postfix(shown)
+            row: dict[str, Any] = {"step": self.step, "stage": self.stage.objective, **logs}
+            append_jsonl(self.run / "metrics.jsonl", row | ({"alarms": [a.reason for a in alarms]} if alarms else {}))
+            for alarm in alarms:
+                bar.write(f"step {self.step}: {alarm.reason}", file=sys.stderr)
+        bar.set_postfix_str(self._postfix(logs))
         bar.update()
-        self._check_sentinels(logs)
+        return alarms
 
-    def _check_sentinels(self, logs: dict[str, float]) -> None:
-        if not isinstance(self.stage, RewardStage):
-            return
-        self._recent.append(logs)
-        if len(self._recent) < SENTINEL_WINDOW:
-            return
-        for name, (low, high) in self.stage.stop_if.items():
-            mean = sum(row[f"sentinel/{name}"] for row in self._recent) / SENTINEL_WINDOW
-            if not low <= mean <= high:
-                self.save()
-                raise NewtonError(
-                    f"sentinel '{name}' is {mean:.3g} over {SENTINEL_WINDOW} steps, outside [{low}, {high}]",
-                    where=f"{self.run}, step {self.step}",
-                    fix="The model games the reward: lower its weight or raise anchor_weight.",
-                )
+    def _with_unit(self, name: str) -> str:
+        return f"{name} [{self.plain.units[name]}]" if name in self.plain.units else name
+
+    def _postfix(self, logs: dict[str, float]) -> str:
+        """Loss, gradient norm, reward, and the penalties in their units."""
+        words = [f"loss {logs['loss']:.4g}", f"gradient {logs['grad_norm']:.3g}"]
+        words += [f"reward {logs['reward']:.4g}"] if "reward" in logs else []
+        for name, unit in self.plain.units.items():
+            if name.startswith("raw/") and name in logs:
+                words.append(f"{name.removeprefix('raw/')} {logs[name]:.3g} {unit}")
+        return ", ".join(words)
+
+    def _stopped(self) -> bool:
+        """Whether any process was asked to stop. Not all hear of it in the same step, but all must end after one."""
+        if self._interrupted:
+            self.accelerator.set_trigger()
+        return bool(self.accelerator.check_trigger())
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """A first Ctrl-C or SIGTERM ends the step and saves; a second one ends at once."""
+        """The first ends the step and saves; a second Ctrl-C ends at once. Schedulers send theirs several times."""
 
         def handler(number: int, frame: FrameType | None) -> None:
-            if self._interrupted:
+            if self._interrupted and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._interrupted = True
 
-        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
         try:
             yield
         finally:

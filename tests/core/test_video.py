@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from newtonrewards.core import video
+from newtonrewards.core.decoders import CHUNK
 from newtonrewards.core.errors import InputError, ShapeError
 from newtonrewards.core.frame_plan import plan_frames
-from newtonrewards.core.video import read_clip, video_size, write_video
+from newtonrewards.core.video import read_clip, read_stretches, write_video
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_only_the_asked_frames_of_a_long_file_are_held(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "decord", None)
     handed.clear()
     assert read_clip(tmp_path / "a.mp4", fps=10.0).num_frames == 200
-    assert max(handed) <= video.CHUNK
+    assert max(handed) <= CHUNK
 
 
 @pytest.mark.parametrize("decoder", ["decord", "PyAV"])
@@ -203,10 +204,35 @@ def test_a_stretch_is_a_slice_of_the_whole(
     part = read_clip(tmp_path / "a.mp4", start=start, num_frames=count)
     assert torch.equal(part.frames, whole[start : start + count])
     assert any("left out the first" in step for step in part.source.preprocessing) == (start > 0)
-    size = video_size(tmp_path / "a.mp4", fps=5.0)
-    assert (size.num_frames, size.height, size.width) == (25, 36, 64)
     with pytest.raises(InputError, match="frames at 10 fps"):
         read_clip(tmp_path / "a.mp4", start=49)
+
+
+@pytest.mark.parametrize("decoder", ["decord", "PyAV"])
+def test_stretches_are_slices_of_the_whole_and_each_frame_is_decoded_once(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, decoder: str
+) -> None:
+    if decoder == "PyAV":
+        request.getfixturevalue("only_pyav")
+    path = tmp_path / "a.mp4"
+    write_video(path, noise(50, 3, 36, 64), 10.0)
+    whole = read_clip(path, size=(18, 32)).frames
+    handed: list[int] = []
+    resize = video._Resize.__call__
+    monkeypatch.setattr(
+        video._Resize, "__call__", lambda self, pixels: (handed.append(len(pixels)), resize(self, pixels))[1]
+    )
+    parts = list(read_stretches(path, length=20, overlap=5, max_pixels=18 * 32, num_frames=48))
+    assert [(part.start, len(part.frames)) for part in parts] == [(0, 20), (15, 20), (30, 18)]
+    assert all((part.height, part.width) == (36, 64) for part in parts)
+    for part in parts:
+        assert torch.equal(part.clip().frames, whole[part.start : part.start + len(part.frames)])
+        told = any(step == f"left out the first {part.start} of 50 frames" for step in part.source.preprocessing)
+        assert told == (part.start > 0)
+    assert sum(handed) == 48
+    assert [part.start for part in read_stretches(path, length=50, overlap=5)] == [0]
+    with pytest.raises(InputError, match="num_frames is 0"):
+        next(read_stretches(path, length=20, overlap=5, num_frames=0))
 
 
 def test_a_variable_rate_is_made_even(tmp_path: Path) -> None:

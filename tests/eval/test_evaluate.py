@@ -142,6 +142,24 @@ def test_nothing_to_do_is_an_error(world: Path, tmp_path: Path, capsys: pytest.C
     assert "no such clip" in capsys.readouterr().err
 
 
+def test_runs_of_an_arm_are_measured_apart_and_must_be_as_many(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three = [word for name in "aab" for word in ("--arm", f"{name}={world / 'base'}")]
+    everything = ["--truth", str(world / "truth"), *three, "--out", str(tmp_path)]
+    assert command.main(everything) == 0
+    summary, scores = read_summary(tmp_path), read_scores(tmp_path)
+    assert [arm.runs for arm in summary.arms] == [1, 2, 1]
+    assert {(score.arm, score.run) for score in scores} == {(TRUTH, 0), ("a", 0), ("a", 1), ("b", 0)}
+    twice, once, change = (summary.cell("a", "rmse_v"), summary.cell("b", "rmse_v"), summary.change("b", "a", "rmse_v"))
+    assert twice is not None and once is not None and change is not None
+    assert twice.value == once.value and twice.n == 2 * once.n
+    assert change.number.value == change.number.low == change.number.high == 0
+    more = [word for _ in range(2) for word in ("--arm", f"b={world / 'base'}")]
+    assert run_command(command.main, [*everything, *more]) == 2
+    assert "different numbers of runs (a 2, b 3)" in capsys.readouterr().err
+
+
 def test_a_summary_of_another_schema_is_refused(results: Path, tmp_path: Path) -> None:
     content = json.loads((results / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps(content | {"schema_version": 99}))

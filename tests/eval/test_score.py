@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,9 @@ from newtonrewards.eval import score, segment
 from newtonrewards.eval.find import lawful_velocities, resting
 from newtonrewards.eval.measure import Flow, Options, measure_clip, measure_video
 from newtonrewards.eval.score_store import read_scores
-from newtonrewards.eval.video_score import Motion, VideoScore, columns
+from newtonrewards.eval.video_score import Motion, VideoFailure, VideoScore, columns
 from newtonrewards.rewards.flow import EMBEDDED_WEIGHTS, FlowConfig, load_flow
+from newtonrewards.simulation.corrupt import corrupt
 from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import sample_scene
 
@@ -211,6 +214,56 @@ def test_bad_files_are_named_and_the_others_scored(tmp_path: Path, capsys: pytes
     assert f'src="overlays/{films[0].name}"' in page
 
 
+FAULTY = """
+    import os, signal, sys, time
+    from newtonrewards.eval import score
+    whole = score.measure_video
+    def faulty(path, *rest):
+        if path.stem == "abort":  # as a decoder does that trips over its own memory
+            os.abort()
+        if path.stem == "killed":  # as the kernel does when memory is used up
+            os.kill(os.getpid(), signal.SIGKILL)
+        if path.stem == "hang":
+            time.sleep(600)
+        return whole(path, *rest)
+    score.measure_video = faulty
+    sys.exit(score.main(sys.argv[1:]))
+"""
+
+
+def test_a_crash_and_a_hang_cost_one_video_each(tmp_path: Path) -> None:
+    """Through the whole command; run again with the fault gone, it does what is missing."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    for name in ("abort", "after", "hang", "killed", "last"):
+        write_video(videos / f"{name}.mp4", falling((0.1, 0.0), (0.0, 1.4))[:6, :, ::2, ::2], 20.0)
+    command = [str(videos), "--flow", "none", "--no-report", "--out", str(out), "--workers", "2"]
+    code = [sys.executable, "-c", textwrap.dedent(FAULTY), *command, "--time-limit", "15"]
+    done = subprocess.run(code, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "3 of 5 files could not be scored" in done.stderr
+    assert "Traceback" not in done.stderr
+    rows = {Path(record.file).stem: record for record in read_scores(out)}
+    errors = {name: record.error for name, record in rows.items() if isinstance(record, VideoFailure)}
+    assert set(rows) == {"abort", "after", "hang", "killed", "last"}
+    assert set(errors) == {"abort", "hang", "killed"}
+    for name, words in (("abort", "SIGABRT"), ("hang", "longer than 15 s"), ("killed", "want of memory")):
+        assert errors[name].startswith(str(videos / f"{name}.mp4"))
+        assert words in errors[name]
+    assert score.main([*command[:-1], "0"]) == 0
+    assert all(isinstance(record, VideoScore) for record in read_scores(out))
+
+
+@pytest.mark.slow
+def test_odd_and_damaged_files_cost_themselves_only() -> None:
+    """The first 60 of the thousand of `benchmarks/fuzz.py`."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
+    command = [sys.executable, str(script), "--videos", "60", "--flow", "none", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every promise was kept" in done.stdout
+
+
 def test_a_folder_without_videos_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(score.main, [str(tmp_path)]) == 2
     assert "no video" in capsys.readouterr().err
@@ -320,7 +373,7 @@ def test_shards_meet_and_a_second_start_only_does_what_is_missing(
     videos.mkdir()
     for number in range(3):
         write_video(videos / f"{number}.mp4", falling((0.1 * number, 0.0), (0.0, 1.4)), 20.0)
-    command = [str(videos), "--flow", "none", "--no-report", "--out"]
+    command = [str(videos), "--flow", "none", "--no-report", "--workers", "0", "--out"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert score.main([*command, str(whole)]) == 0
     assert score.main([*command, str(parts), "--shard", "1/2"]) == 0
@@ -377,3 +430,40 @@ def test_real_fall_through_a_wide_lens_is_flagged(flow: Flow) -> None:
     got = measure_video(Path(VIDEOS or "") / "real_fall_oliverius.mp4", Options(capture_fps=120), flow).score
     assert got.acceleration_magnitude == pytest.approx(5329 / 1716, rel=0.05)  # px/s^2 over the height
     assert any("not constant in the image" in doubt for doubt in got.doubts)
+
+
+def test_a_cut_is_no_jump(flow: Flow) -> None:
+    """Two shots in one video: the longer motion is judged by itself, and the record says so."""
+    bright = (clip(7).frames * 0.5 + 0.5).clamp(0, 1)
+    got = scored(torch.cat([clip(2).frames, bright]), flow)
+    assert got.verdict == "lawful"
+    assert any(step.startswith("cut: ") for step in got.preprocessing)
+
+
+def test_fading_and_flickering_objects_score_lower(flow: Flow) -> None:
+    for index in (2, 6):
+        scene = sample_scene(5, index, split="val")
+        for name in ("fade", "flicker", "colour"):
+            got, right = (measure_clip(corrupt(scene, name, s), None, flow).score for s in (1.0, 0.0))
+            assert right.verdict == "lawful" and right.score is not None
+            assert (got.score or 0.0) < right.score - 0.1, name
+            change, usual = (s.flicker if name == "flicker" else s.colour_change for s in (got, right))
+            assert change is not None and usual is not None
+            assert change > 3 * usual
+
+
+def test_a_fade_to_black_is_not_held_against_the_object(flow: Flow) -> None:
+    light = torch.linspace(1, 0, 17)[:, None, None, None]
+    got = scored(clip(2).frames * light, flow)
+    assert got.verdict == "cannot_tell"
+    assert any("brightness" in doubt for doubt in got.doubts)
+
+
+def test_slow_motion_is_looked_at_in_larger_steps(flow: Flow) -> None:
+    scene = replace(sample_scene(5, 2, split="val"), num_frames=129, capture_fps=160.0)
+    shown = render(scene)
+    assert shown.truth is not None
+    got = measure_clip(replace(shown, masks=None, truth=None), None, flow, "throw").score
+    assert got.verdict == "lawful"
+    assert any("moves slowly" in step for step in got.preprocessing)
+    assert vector(got)[1] == pytest.approx(float(shown.truth.acceleration[1, 1]), rel=0.1)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from newtonrewards.core.errors import ShapeError
-from newtonrewards.eval.stats import mean, relative_change
+from newtonrewards.eval.stats import mean, mean_over_runs, relative_change, relative_change_over_runs
 
 
 def test_mean_covers_the_truth_about_as_often_as_promised() -> None:
@@ -64,3 +64,48 @@ def test_zero_baseline_and_unequal_lengths() -> None:
     assert math.isnan(relative_change(np.zeros(5), np.ones(5)).value)
     with pytest.raises(ShapeError, match="paired"):
         relative_change(np.zeros(5), np.ones(4))
+
+
+def test_one_run_is_counted_as_without_runs() -> None:
+    values = np.random.default_rng(2).gamma(2.0, 1.0, (2, 40))
+    assert mean_over_runs(values[:1]) == mean(values[0])
+    assert relative_change_over_runs(values[:1], values[1:]) == relative_change(values[0], values[1])
+
+
+def test_the_luck_of_a_run_widens_the_interval() -> None:
+    """Clips agree, runs don't: over clips alone one would be sure of what another seed would not repeat."""
+    rng = np.random.default_rng(3)
+    clips, luck = rng.gamma(2.0, 0.1, 100), np.array([[0.5], [1.0], [1.5]])
+    got, alone = mean_over_runs(clips + luck), mean((clips + luck).mean(0))
+    assert got.value == pytest.approx(alone.value)
+    assert got.high - got.low > 3 * (alone.high - alone.low)
+    assert (got.n, got.n_missing) == (300, 0)
+
+
+def test_intervals_over_runs_cover_the_truth() -> None:
+    rng, covered = np.random.default_rng(4), 0
+    for trial in range(150):
+        values = 1.0 + rng.normal(0, 0.3, (8, 1)) + rng.normal(0, 0.3, (1, 40)) + rng.normal(0, 0.5, (8, 40))
+        got = mean_over_runs(values, seed=trial, resamples=400)
+        covered += got.low <= 1.0 <= got.high
+    assert 0.85 < covered / 150 < 0.99
+
+
+def test_runs_are_paired_by_number_and_a_single_run_with_all() -> None:
+    rng = np.random.default_rng(5)
+    before = 1 + rng.gamma(2.0, 1.0, (3, 30)) + np.array([[0.0], [5.0], [10.0]])
+    paired = relative_change_over_runs(before, 0.9 * before)
+    assert paired.value == pytest.approx(-10)
+    assert (paired.low, paired.high) == (pytest.approx(-10), pytest.approx(-10))
+    single = relative_change_over_runs(before[:1], before * 0.9)
+    assert single.n == 90 and single.low < single.value < single.high
+    with pytest.raises(ShapeError, match="3 runs and 2 runs"):
+        relative_change_over_runs(before, before[:2])
+
+
+def test_clips_missing_in_one_run_are_left_out_there() -> None:
+    values = np.array([[1.0, 2.0, math.nan, 3.0], [1.0, 2.0, 6.0, 3.0]])
+    got = mean_over_runs(values)
+    assert got.value == pytest.approx(18 / 7)
+    assert (got.n, got.n_missing) == (7, 1)
+    assert mean_over_runs(np.full((2, 3), math.nan)).n == 0

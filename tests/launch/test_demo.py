@@ -10,12 +10,14 @@ from newtonrewards.core.errors import InputError, Interrupted, RecipeError, run_
 from newtonrewards.core.recipe import load
 from newtonrewards.core.run import read_jsonl
 from newtonrewards.eval.results import read_scores, read_summary
-from newtonrewards.launch import demo
+from newtonrewards.launch import demo, stages
 from newtonrewards.models.codec import PatchCodec
 from newtonrewards.models.embedded import EmbeddedConfig, EmbeddedModel
 from newtonrewards.simulation.simulate import SimulateRecipe, simulate
 from newtonrewards.simulation.store import ClipFolder
-from newtonrewards.training.recipe import RewardStage, SftStage, TrainRecipe
+from newtonrewards.training.methods.reward import RewardStage
+from newtonrewards.training.methods.sft import SftStage
+from newtonrewards.training.recipe import TrainRecipe
 
 RECIPES = demo.RECIPES
 
@@ -84,15 +86,15 @@ def test_it_stops_goes_on_and_ends_in_a_report(
 ) -> None:
     out = tmp_path / "the demo"
     arguments = ["--quick", "--out", str(out)]
-    run, calls = demo._run, []
+    run, calls = stages.run_stage, []
 
-    def interrupted(stage: demo.Stage, log: Path) -> dict[str, object]:
+    def interrupted(stage: stages.Stage, log: Path) -> dict[str, object]:
         calls.append(stage.title)
         if stage.title == "post-train with the reward" and calls.count(stage.title) == 1:
             raise Interrupted("stopped after step 1", where=out, fix="The same command goes on from there.")
         return run(stage, log)
 
-    monkeypatch.setattr(demo, "_run", interrupted)
+    monkeypatch.setattr(stages, "run_stage", interrupted)
     assert run_command(demo.main, arguments) == 130
     assert run_command(demo.main, arguments) == 0
     assert len(calls) == len(set(calls)) + 1  # only the stage that was stopped ran again
@@ -132,7 +134,7 @@ def same_twice(one: Path, other: Path) -> None:
 def test_arms_differ_only_by_their_weights(small: None, tmp_path: Path) -> None:
     """Same clips, same noise, same settings: what `generate` is told differs in model and folder alone."""
     recipe = load(demo.DemoRecipe, RECIPES / "demo.yaml")
-    stages = [stage for stage in demo.plan(recipe, RECIPES, tmp_path, 3) if stage.command == "generate"]
-    assert len({stage.argv[stage.argv.index("--clips") :][2:] for stage in stages}) == 4
-    same = [[w for k, w in enumerate(s.argv) if s.argv[k - 1] not in ("--model", "--lora", "--out")] for s in stages]
+    made = [stage for stage in demo.plan(recipe, RECIPES, tmp_path, 3) if stage.command == "generate"]
+    assert len({stage.argv[stage.argv.index("--clips") :][2:] for stage in made}) == 4
+    same = [[w for k, w in enumerate(s.argv) if s.argv[k - 1] not in ("--model", "--lora", "--out")] for s in made]
     assert all([w for w in words if w != "--lora"] == same[0] for words in same)

@@ -98,6 +98,24 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_clips(
         assert torch.equal(pixels(tmp_path / "out" / f"{i:06d}.mp4"), pixels(tmp_path / "whole" / f"{i:06d}.mp4"))
 
 
+def test_shards_make_the_same_clips_to_the_bit_and_the_last_one_writes_the_index(
+    model_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(model_folder, folder, tmp_path / "whole") == 0
+    out = tmp_path / "parts"
+    assert run(model_folder, folder, out, "--shard", "2/3") == 0
+    assert [path.name for path in out.glob("*.mp4")] == ["000004.mp4"] and not (out / "index.jsonl").exists()
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as a launcher says it to its two processes
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert run(model_folder, folder, out) == 0
+    assert (out / "index.jsonl").read_text() == (tmp_path / "whole" / "index.jsonl").read_text()
+    assert [path.name for path in out.glob("index*")] == ["index.jsonl"]
+    for i in range(5):
+        assert torch.equal(pixels(out / f"{i:06d}.mp4"), pixels(tmp_path / "whole" / f"{i:06d}.mp4"))
+    assert run(model_folder, folder, out, "--overwrite") == 2
+
+
 def test_a_finished_folder_is_left_alone(
     model_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from newtonrewards.core.errors import InputError
-from newtonrewards.models.base import Condition, VideoSpec, draw_noise, draw_sigma
+from newtonrewards.models.base import Condition, VideoSpec, draw_noise, draw_sigma, logit_normal
 from newtonrewards.models.flow_matching import flow_matching_loss
 from newtonrewards.models.sampling import sample, schedule
 
@@ -20,14 +20,14 @@ SPEC = VideoSpec("point", 9, 32, 32, 20.0, 10.0, (2, 2, 4, 4))
 class PointModel:
     """Knows that every clip has latents `target`: velocity = (latents - target) / sigma. Exact for any schedule."""
 
-    def __init__(self, target: float, empty_target: float = 0.0) -> None:
+    def __init__(self, target: float, empty_target: float = 0.0, shift: float = 3.0) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         self.spec = SPEC
         self.transformer = nn.Linear(1, 1)
         self.transformer.weight.data.fill_(target)
         self.empty_target = empty_target
-        self.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        self.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
         self.evaluations: list[tuple[float, bool]] = []
 
     @property
@@ -43,6 +43,9 @@ class PointModel:
         captioned = condition.text.view(-1, 1, 1, 1, 1)
         target = captioned * self.transformer.weight + (1 - captioned) * self.empty_target
         return (latents - target) / sigma.view(-1, 1, 1, 1, 1)
+
+    def training_sigma(self, normal: Tensor) -> Tensor:
+        return logit_normal(normal, self.scheduler.config.shift)
 
     def loss_weight(self, clean: Tensor, sigma: Tensor) -> Tensor:
         return torch.ones(())
@@ -152,7 +155,7 @@ def test_noise_belongs_to_the_sample_and_not_to_the_batch() -> None:
 
 
 def test_noise_levels_are_logit_normal_and_the_shift_moves_them_towards_noise() -> None:
-    plain, shifted = draw_sigma(1.0, 0, 0, range(4000)), draw_sigma(3.0, 0, 0, range(4000))
+    plain, shifted = (draw_sigma(PointModel(0.7, shift=shift), 0, 0, range(4000)) for shift in (1.0, 3.0))
     logit = torch.logit(plain)
     assert logit.mean().item() == pytest.approx(0.0, abs=0.05)
     assert logit.std().item() == pytest.approx(1.0, abs=0.05)

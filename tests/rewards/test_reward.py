@@ -56,7 +56,7 @@ VALID = torch.ones(2, TIME, dtype=torch.bool)
 
 
 def networks() -> Networks:
-    return Networks(DownwardFlow(), MeanColours())
+    return Networks(DownwardFlow(), MeanColours(), depth=lambda frames: frames.mean(2))
 
 
 def test_total_is_the_sum_of_weighted_and_weighted_is_minus_weight_times_raw() -> None:

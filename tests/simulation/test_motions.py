@@ -1,13 +1,26 @@
 """The closed forms against laws that they don't contain: energy, work, numerical integration, and geometry."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.integrate import solve_ivp
 
-from newtonrewards.simulation.motions import GRAVITY, flight, slide_down, slide_up, straight_line
+from newtonrewards.simulation.motions import (
+    GRAVITY,
+    RESTING,
+    Trajectory,
+    flight,
+    grip,
+    roll_down,
+    slide_down,
+    slide_up,
+    straight_line,
+)
 
 angles = st.floats(math.radians(5), math.radians(60))
 frictions = st.floats(0.0, 0.6)
@@ -86,3 +99,114 @@ def test_a_straight_line_ends_where_the_truth_breaks() -> None:
     _, velocity, acceleration = wrong.at(np.array([0.0, land / 2]))
     assert np.allclose(velocity[0], velocity[1]) and np.allclose(acceleration, 0)
     assert wrong.at(np.array([land]))[0] == pytest.approx(truth.at(np.array([land]))[0], abs=1e-6)
+
+
+# ---- against independent numerical integration ----------------------------------------------------------------------
+
+Array = NDArray[np.float64]
+TIGHT = {"method": "DOP853", "rtol": 1e-9, "atol": 1e-11}
+
+
+def integrated_flight(height: float, v: tuple[float, float], mu: float, e: float, times: Array) -> Array:
+    """Positions (N, 2) by integrating Newton's law and finding the contacts as roots; impulses by conservation."""
+
+    def contact(_: float, state: Array) -> float:
+        return float(state[1])
+
+    contact.terminal, contact.direction = True, -1.0  # type: ignore[attr-defined]
+    state, start, found = np.array([0.0, height, *v]), 0.0, np.zeros((len(times), 2))
+    flying = True
+    while start < times[-1]:
+
+        def law(_: float, s: Array, flying: bool = flying, side: float = np.sign(state[2])) -> list[float]:
+            return [s[2], s[3], 0.0 if flying else -mu * GRAVITY * side, -GRAVITY if flying else 0.0]
+
+        def stops(_: float, s: Array) -> float:
+            return float(s[2])
+
+        stops.terminal = True  # type: ignore[attr-defined]
+        watch = contact if flying else stops if abs(state[2]) > 0 else None
+        run = solve_ivp(law, (start, times[-1]), state, events=watch, dense_output=True, **TIGHT)
+        end = run.t[-1]
+        inside = (times >= start) & (times <= end)
+        if inside.any():
+            found[inside] = run.sol(times[inside])[:2].T
+        state, start = run.y[:, -1].copy(), end
+        if run.status != 1:
+            break
+        if flying:
+            down = -state[3]
+            up = e * down if e * down > RESTING else 0.0
+            state[2] = np.sign(state[2]) * max(0.0, abs(state[2]) - mu * (down + up))
+            state[1], state[3], flying = 0.0, up, up > 0
+        else:
+            state[2] = 0.0
+    return found
+
+
+def close(motion: Trajectory, times: Array, positions: Array) -> None:
+    mine = motion.at(times)[0]
+    assert np.abs(mine - positions).max() <= 1e-6 * np.abs(mine).max()
+
+
+@given(heights, st.floats(-4, 4), st.floats(0, 4), st.floats(0.05, 0.6), st.sampled_from([0.0, 0.3, 0.6]))
+@settings(max_examples=10, deadline=None)
+def test_flights_and_bounces_follow_newtons_law(height: float, vx: float, vy: float, mu: float, e: float) -> None:
+    times = np.linspace(0, 2.5, 101)
+    close(flight(height, (vx, vy), mu, restitution=e), times, integrated_flight(height, (vx, vy), mu, e, times))
+
+
+@given(angles, frictions, st.floats(0, 6), st.sampled_from([-1.0, 1.0]))
+@settings(max_examples=15, deadline=None)
+def test_ramps_follow_newtons_law(th: float, mu: float, speed: float, side: float) -> None:
+    """Along the slope, with friction against the motion, or as large as it takes to hold a body at rest."""
+    times = np.linspace(0, 1.5, 61)
+
+    def law(_: float, s: Array) -> list[float]:
+        pull, most = -GRAVITY * math.sin(th), mu * GRAVITY * math.cos(th)
+        if s[1] == 0:  # at rest: it stays where friction holds it
+            return [0.0, min(0.0, pull + most)]
+        return [s[1], pull - math.copysign(most, s[1])]
+
+    def turns(_: float, s: Array) -> float:
+        return float(s[1])
+
+    turns.terminal = True  # type: ignore[attr-defined]
+    way, start, state = np.zeros(len(times)), 0.0, np.array([0.0, speed])
+    if speed > 0:
+        run = solve_ivp(law, (0, times[-1]), state, events=turns, dense_output=True, **TIGHT)
+        way[times <= run.t[-1]] = run.sol(times[times <= run.t[-1]])[0]
+        start, state = run.t[-1], np.array([run.y[0, -1], 0.0])
+    if start < times[-1]:
+        if law(0, state)[1] == 0:
+            way[times >= start] = state[0]
+        else:
+            state[1] = -1e-13  # off the point of rest, where the law would look at the sign of nothing
+            run = solve_ivp(law, (start, times[-1]), state, dense_output=True, **TIGHT)
+            way[times >= start] = run.sol(times[times >= start])[0]
+    if speed > 0:
+        close(slide_up(th, mu, speed, side), times, way[:, None] * [side * math.cos(th), math.sin(th)])
+    else:
+        close(slide_down(th, mu, -side), times, way[:, None] * [side * math.cos(th), math.sin(th)])
+
+
+@given(angles, st.floats(0.02, 0.5))
+def test_a_rolling_ball_follows_newtons_and_eulers_laws(th: float, radius: float) -> None:
+    """Acceleration and friction from force, torque and the condition of rolling, solved anew at every step."""
+    mass, inertia = 1.7, 0.4 * 1.7 * radius**2
+    # m a + f = m g sin th; I a / r - f r = 0
+    accelerate, hold = np.linalg.solve([[mass, 1], [inertia / radius, -radius]], [mass * GRAVITY * math.sin(th), 0])
+    times = np.linspace(0, 1.5, 31)
+    run = solve_ivp(lambda _, s: [s[1], accelerate], (0, 1.5), [0.0, 0.0], t_eval=times, **TIGHT)
+    close(roll_down(th, 1.0), times, run.y[0][:, None] * [math.cos(th), -math.sin(th)])
+    assert hold / (mass * GRAVITY * math.cos(th)) == pytest.approx(grip(th)), "the friction that rolling needs"
+
+
+def test_a_bounce_reaches_the_square_of_the_restitution() -> None:
+    motion = flight(1.0, (0.0, 0.0), 0.0, restitution=0.8)
+    land, again = motion.events["land"], motion.events["land_2"]
+    top = motion.at(np.array([(land + again) / 2]))[0][0, 1]
+    assert top == pytest.approx(0.64)
+    assert "land" in motion.events and motion.first_break() == land
+    energies = [v[0, 1] ** 2 for v in (motion.at(np.array([t + 1e-9]))[1] for t in motion.events.values())]
+    assert all(later < earlier for earlier, later in itertools.pairwise(energies))

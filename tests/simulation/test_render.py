@@ -1,6 +1,7 @@
 """The renderer's truth against its own pixels, and the split of the world."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,16 +40,10 @@ def test_soft_mask_centroid_follows_the_track(clips: list[Clip]) -> None:
 def test_flow_carries_each_frame_into_the_next(clips: list[Clip]) -> None:
     for clip in clips:
         assert clip.masks is not None and clip.truth is not None and clip.truth.flow is not None
-        size = clip.frames.shape[-1]
-        ys, xs = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
         moved, still = [], []
         for t in range(0, clip.num_frames - 1, 3):
             inside = clip.masks[t] > 0.99
-            there = torch.stack([xs, ys], -1) + clip.truth.flow[t].permute(1, 2, 0)
-            grid = (there + 0.5) / size * 2 - 1
-            warped = torch.nn.functional.grid_sample(clip.frames[t + 1][None], grid[None].float(), align_corners=False)[
-                0
-            ]
+            warped = _fetched(clip.frames[t + 1], clip.truth.flow[t])
             moved.append((warped - clip.frames[t])[:, inside].abs().mean())
             still.append((clip.frames[t + 1] - clip.frames[t])[:, inside].abs().mean())
         assert torch.stack(moved).mean() < 0.5 * torch.stack(still).mean() + 0.01
@@ -122,6 +117,34 @@ def test_nothing_round_is_put_on_a_ramp() -> None:
     assert "sphere" not in {scene.shape for scene in scenes}
 
 
+def test_a_rolling_ball_turns_by_as_much_as_it_travels_and_says_what_it_is() -> None:
+    for index in range(10):
+        scene = sample_scene(4, index, primitive="roll_down", split="test")
+        way = np.linalg.norm(np.diff(scene.centres(), axis=0), axis=1).sum()
+        turned = scene.tilts()[-1] - scene.tilts()[0]
+        assert abs(turned) * scene.half_size[0] == pytest.approx(way)
+        assert np.sign(turned) == -scene.parameters["direction"], "clockwise to the right"
+        clip = render(scene)
+        assert "rolls" in clip.caption and scene.shape == "sphere" and clip.truth is not None
+        assert clip.truth.primitive == "roll_down" and clip.truth.pieces().max() == 0
+
+
+def test_bounces_are_events_and_each_piece_between_them_obeys_one_law() -> None:
+    ranges = default_ranges()
+    bouncing = ranges.model_copy(update={"world": ranges.world.model_copy(update={"restitution": (0.6, 0.8)})})
+    scene = sample_scene(11, 0, ranges=bouncing)
+    clip = render(scene)
+    assert clip.truth is not None and clip.valid is not None
+    assert {"land", "land_2"} <= clip.truth.events.keys() and 0.6 <= clip.truth.parameters["restitution"] <= 0.8
+    pieces = clip.truth.pieces()
+    assert torch.equal(pieces == 0, clip.valid)
+    for piece in pieces.unique():
+        inside = clip.truth.position[pieces == piece].double()
+        if len(inside) > 3:
+            assert inside.diff(n=3, dim=0).abs().max() < 1e-5
+    assert (clip.truth.position.double().diff(n=3, dim=0).abs() > 1e-3).any(), "but not across them"
+
+
 def test_imperfect_clips_move_wrongly_and_say_so() -> None:
     scenes = [sample_scene(9, i, imperfect=1.0) for i in range(60)]
     assert {scene.imperfection for scene in scenes} == {"factor", "constant_speed", "wobble"}
@@ -154,3 +177,30 @@ def test_valid_frames_end_at_the_first_event() -> None:
         assert clip.truth is not None and clip.valid is not None
         first = min(clip.truth.events.values(), default=math.inf)
         assert clip.valid.tolist() == [t <= first + 1e-6 for t in range(clip.num_frames)]
+
+
+def test_a_turning_body_keeps_its_centre_and_its_flow_carries_its_texture() -> None:
+    ranges = default_ranges()
+    world = ranges.world.model_copy(update={"spin_rad_s": (4.0, 6.0)})
+    for index in (0, 1, 2):
+        still, turning = (
+            sample_scene(11, index, ranges=r) for r in (ranges, ranges.model_copy(update={"world": world}))
+        )
+        assert turning.spin != 0 and turning == replace(still, spin=turning.spin), "nothing else of the scene changes"
+        clip = render(turning)
+        assert clip.masks is not None and clip.valid is not None and clip.truth is not None
+        assert clip.truth.flow is not None and torch.equal(clip.truth.position, render(still).truth.position)  # type: ignore[union-attr]
+        warped, plain = [], []
+        for t in range(int(clip.valid.sum()) - 1):
+            inside = clip.masks[t] > 0.99
+            for errors, flow in ((warped, clip.truth.flow[t]), (plain, render(still).truth.flow[t])):  # type: ignore[union-attr,index]
+                errors.append((_fetched(clip.frames[t + 1], flow) - clip.frames[t])[:, inside].abs().mean())
+        assert torch.stack(warped).mean() < 0.6 * torch.stack(plain).mean()
+
+
+def _fetched(frame: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """The frame read where the flow leads from each pixel."""
+    size = frame.shape[-1]
+    ys, xs = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    grid = (torch.stack([xs, ys], -1) + flow.permute(1, 2, 0) + 0.5) / size * 2 - 1
+    return torch.nn.functional.grid_sample(frame[None], grid[None].float(), align_corners=False)[0]

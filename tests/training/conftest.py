@@ -36,7 +36,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def content(clips: Path, untrained: Path) -> dict[str, Any]:
-    """A recipe of one supervised and one reward stage, as it would stand in a YAML file."""
+    """A recipe with a stage of each method, as it would stand in a YAML file."""
     return {
         "seed": 5,
         "model": {"name": "embedded", "path": str(untrained), "lora_rank": 2},
@@ -53,6 +53,18 @@ def content(clips: Path, untrained: Path) -> dict[str, Any]:
                     "flow": {"num_flow_updates": 1, "upsample": 2},
                     "terms": {"kinematic/second_difference": {"weight": 1.0}, "mass/paired": {"weight": 1.0}},
                 },
+                "optimiser": {"lr": 1e-3},
+            },
+            {
+                "objective": "grpo",
+                "steps": 2,
+                "batch_size": 2,
+                "group_size": 2,
+                "updates": 2,
+                "kl_weight": 0.1,
+                "rollout": {"num_inference_steps": 3},
+                "reward": {"flow": {"num_flow_updates": 1}, "terms": {"kinematic/second_difference": {}}},
+                "sentinels": {"presence": {"action": "lower", "window": 1, "low": 0.99}},
                 "optimiser": {"lr": 1e-3},
             },
         ],

@@ -8,15 +8,16 @@ from newtonrewards.models.load import load_video_model
 from newtonrewards.rewards.reward import Reward
 from newtonrewards.simulation.store import ClipFolder
 from newtonrewards.training.batches import Batches
-from newtonrewards.training.objectives import FlowMatchingObjective, RewardObjective
-from newtonrewards.training.recipe import RewardStage, SftStage, TrainRecipe
+from newtonrewards.training.methods.reward import RewardObjective, RewardStage
+from newtonrewards.training.methods.sft import SftObjective, SftStage
+from newtonrewards.training.recipe import TrainRecipe
 
 
 def reward_objective(recipe: TrainRecipe, **changes: object) -> RewardObjective:
     stage = recipe.stages[1]
     assert isinstance(stage, RewardStage)
     return RewardObjective(
-        load_video_model(recipe.model), stage.model_copy(update=changes), Reward(stage.reward), seed=5
+        load_video_model(recipe.model), stage.model_copy(update=changes), seed=5, reward=Reward(stage.reward)
     )
 
 
@@ -59,9 +60,7 @@ def test_only_each_nth_clip_is_rewarded_but_all_anchor(recipe: TrainRecipe) -> N
     batch = Batches(ClipFolder(recipe.data.clips), 5).at(0, 4)
     output = reward_objective(recipe)(batch)
     assert output.loss.shape == (4,) and output.logs["reward"].shape == (2,)
-    plain = FlowMatchingObjective(load_video_model(recipe.model), SftStage(objective="sft", steps=1), seed=5)(
-        batch
-    ).loss
+    plain = SftObjective(load_video_model(recipe.model), SftStage(objective="sft", steps=1), seed=5)(batch).loss
     assert torch.allclose(output.loss[1::2], plain[1::2])
     assert torch.allclose(output.loss[0::2], plain[0::2] - 2 * output.logs["reward"], atol=1e-5)
 

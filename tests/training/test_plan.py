@@ -12,20 +12,17 @@ import torch
 from newtonrewards.core.errors import CheckpointError, InputError
 from newtonrewards.core.memory import MemoryTracker, Moment, Split
 from newtonrewards.core.recipe import validate
-from newtonrewards.models.base import VideoModel
 from newtonrewards.models.load import load_video_model
 from newtonrewards.models.tiny_wan import tiny_pipeline
 from newtonrewards.rewards.reward import Reward
-from newtonrewards.training.objectives import Objective
+from newtonrewards.training.methods.grpo import GrpoStage
+from newtonrewards.training.methods.registry import METHODS
+from newtonrewards.training.methods.reward import RewardStage
 from newtonrewards.training.plan import StagePlan, fake_clips, networks, parse_bytes, plan_stage, split, step
-from newtonrewards.training.recipe import RewardStage, Stage, TrainRecipe
-from newtonrewards.training.train import bare_objective, main
+from newtonrewards.training.recipe import TrainRecipe
+from newtonrewards.training.train import main
 
 TERMS = {"kinematic/second_difference": {"weight": 1.0}, "mass/paired": {"weight": 1.0}}
-
-
-def build(model: VideoModel, stage: Stage, reward: Reward | None) -> Objective:
-    return bare_objective(model, stage, 0, reward)
 
 
 def content(folder: Path, steps: int = 2) -> dict[str, Any]:
@@ -57,7 +54,7 @@ def only_json(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plan(only_json: Path) -> StagePlan:
     recipe = validate(TrainRecipe, content(only_json, steps=4), where="test")
-    return plan_stage(recipe, 0, build, compare=(4,), foreach=False)
+    return plan_stage(recipe, 0, compare=(4,), foreach=False)
 
 
 def test_a_plan_is_within_a_tenth_of_the_real_step(folder: Path, plan: StagePlan) -> None:
@@ -65,11 +62,38 @@ def test_a_plan_is_within_a_tenth_of_the_real_step(folder: Path, plan: StagePlan
     stage = recipe.stages[0]
     assert isinstance(stage, RewardStage)
     model, reward = load_video_model(recipe.model), Reward(stage.reward)
-    objective = build(model, stage, reward)
+    objective = METHODS[stage.objective].build(model, stage, 0, reward=reward)
     tracker = MemoryTracker(*networks(model, reward).values())
     step(objective, recipe, stage, fake_clips(model, 2), tracker, foreach=False)
     assert plan.bytes == pytest.approx(tracker.peak_bytes(), rel=0.1)
     assert plan.moment.parameters == pytest.approx(tracker.peak().parameters, rel=0.01)
+
+
+def test_a_policy_gradient_can_be_planned_too(folder: Path, only_json: Path) -> None:
+    def grpo(path: Path) -> TrainRecipe:
+        made = content(path)
+        reward = made["stages"][0]["reward"]
+        rollout = {"num_inference_steps": 2}
+        made["stages"] = [
+            {"objective": "grpo", "steps": 1, "batch_size": 1, "group_size": 2, "rollout": rollout, "reward": reward}
+        ]
+        return validate(TrainRecipe, made, where="test")
+
+    recipe = grpo(folder)
+    (stage,) = recipe.stages
+    assert isinstance(stage, GrpoStage)
+    model, reward = load_video_model(recipe.model), Reward(stage.reward)
+    tracker = MemoryTracker(*networks(model, reward).values())
+    objective = METHODS["grpo"].build(model, stage, 0, reward=reward)
+    step(objective, recipe, stage, fake_clips(model, 1), tracker, foreach=False)
+    assert plan_stage(grpo(only_json), 0, foreach=False).bytes == pytest.approx(tracker.peak_bytes(), rel=0.1)
+
+
+def test_a_plan_does_not_pretend_to_know_a_model_without_encoders(only_json: Path, tmp_path: Path) -> None:
+    made = content(only_json)
+    made["model"]["embeddings"] = str(tmp_path)
+    with pytest.raises(InputError, match="model.embeddings"):
+        plan_stage(validate(TrainRecipe, made, where="test"), 0)
 
 
 def test_more_processes_need_less_each_the_more_a_strategy_divides(plan: StagePlan) -> None:
@@ -116,7 +140,7 @@ def test_a_folder_without_a_config_is_named(only_json: Path, tmp_path: Path) -> 
     (tmp_path / "model_index.json").write_bytes((only_json / "model_index.json").read_bytes())
     recipe = validate(TrainRecipe, content(tmp_path), where="test")
     with pytest.raises(CheckpointError, match="config"):
-        plan_stage(recipe, 0, build)
+        plan_stage(recipe, 0)
 
 
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80e9), ("79.5 GiB", 79.5 * 2**30), ("1000", 1000), ("24G", 24e9)])

@@ -1,0 +1,87 @@
+"""Does the object stay what it is: its look, its colour, its size?
+
+A network's features see what kind of thing it is and hardly notice that it fades or flickers; its mean colour does.
+Letters: T frames, C channels, H height, W width. All is taken over the frames of a lawful window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from newtonrewards.eval.results import finite
+from newtonrewards.rewards import mass
+from newtonrewards.rewards.window import Window
+
+# Frames at either end of a window whose median stands for its start and its end.
+ENDS = 3
+
+
+@dataclass(frozen=True)
+class Constancy:
+    """How an object changes over a window; None: can't be measured.
+
+    Attributes:
+        mass: 1 - cos of its features against the window's first frame, in [0, 2]; see `rewards.mass.conserved`.
+        area_change: log of its area at the end over that at the start.
+        colour_change: distance of its mean colour at the end from that at the start, RGB in [0, 1].
+        flicker: root mean square second difference of its mean colour from frame to frame.
+    """
+
+    mass: float | None = None
+    area_change: float | None = None
+    colour_change: float | None = None
+    flicker: float | None = None
+
+
+def constancy(
+    frames: Float[np.ndarray, "T H W 3"],
+    soft: Float[np.ndarray, "T H W"],
+    features: Float[np.ndarray, "T C"] | None,
+    window: Window,
+) -> Constancy:
+    """Measure an object under its soft masks; `features` are pooled over it, None without a network."""
+    if not len(window):
+        return Constancy()
+    inside = slice(window.start, window.stop + 1)
+    colour = mean_colour(frames[inside], soft[inside])
+    return Constancy(
+        mass=None if features is None else _mass(features[inside]),
+        area_change=_area_change(soft[inside].sum(axis=(1, 2))),
+        colour_change=finite(float(np.linalg.norm(_end(colour) - _start(colour)))),
+        flicker=finite(float(np.sqrt((np.diff(colour, 2, axis=0) ** 2).sum(axis=1).mean()))),
+    )
+
+
+def mean_colour(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> Float[np.ndarray, "T 3"]:
+    """Mean colour under the masks, with the changes of the whole picture's light taken out; NaN without a mask.
+
+    The light is the mean of what the masks never cover, so that an exposure that wanders isn't held against the object.
+    """
+    total = np.maximum(soft.sum(axis=(1, 2)), 1e-6)[:, None]
+    colour = np.einsum("thwc,thw->tc", frames, soft) / total
+    away = soft.max(axis=0) < 0.01
+    light = frames[:, away].mean(axis=(1, 2)) if away.any() else np.ones(len(frames))
+    gain = np.maximum(light, 1e-3) / max(float(light.mean()), 1e-3)
+    return np.where(total > 1e-3, colour / gain[:, None], np.nan)
+
+
+def _start(values: Float[np.ndarray, "T ..."]) -> Float[np.ndarray, "..."]:
+    return np.asarray(np.median(values[:ENDS], axis=0))
+
+
+def _end(values: Float[np.ndarray, "T ..."]) -> Float[np.ndarray, "..."]:
+    return np.asarray(np.median(values[-ENDS:], axis=0))
+
+
+def _area_change(area: Float[np.ndarray, " T"]) -> float | None:
+    first, last = float(_start(area)), float(_end(area))
+    return float(np.log(last / first)) if first > 0 and last > 0 else None
+
+
+def _mass(features: Float[np.ndarray, "T C"]) -> float | None:
+    pooled = torch.from_numpy(features)[None]
+    return finite(float(mass.conserved(pooled, torch.ones(pooled.shape[:2], dtype=torch.bool))[0]))

@@ -1,0 +1,52 @@
+"""What an object and its surroundings look like: sizes, colours and light, drawn at random."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+
+import numpy as np
+
+Colour = tuple[float, float, float]
+
+
+def half_size(rng: np.random.Generator, shape: str, size: float) -> tuple[float, float, float]:
+    """Half extents (m) along the object's own axes; y is the one that points away from the surface it rests on."""
+    if shape == "sphere":
+        return size, size, size
+    if shape == "capsule":  # lies along x, so that it slides and doesn't roll
+        return size * 1.15, size * 0.72, size * 0.72
+    flatness = rng.uniform(0.65, 0.95)
+    return size * 0.92, size * flatness * 0.92, size * 0.92
+
+
+def colours(
+    rng: np.random.Generator,
+) -> tuple[tuple[Colour, Colour], tuple[Colour, Colour], tuple[Colour, Colour], tuple[Colour, Colour]]:
+    """Wall, floor, ramp and object; the object is saturated and stands off from the muted background in hue or
+    lightness.
+    """
+    hue = rng.random()
+    wall = _pair(rng, hue, (0.08, 0.35), (0.65, 0.95), 0.14)
+    floor = _pair(rng, (hue + rng.uniform(-0.15, 0.15)) % 1, (0.08, 0.35), (0.45, 0.7), 0.12)
+    ramp = _pair(rng, rng.random(), (0.1, 0.4), (0.5, 0.85), 0.10)
+    away = (hue + rng.uniform(0.25, 0.75)) % 1
+    first = colorsys.hsv_to_rgb(away, rng.uniform(0.65, 0.95), rng.uniform(0.8, 1.0))
+    second = colorsys.hsv_to_rgb((away + rng.uniform(-0.12, 0.12)) % 1, rng.uniform(0.5, 0.95), rng.uniform(0.45, 0.65))
+    return wall, floor, ramp, (first, second)
+
+
+def _pair(
+    rng: np.random.Generator, hue: float, saturation: tuple[float, float], value: tuple[float, float], spread: float
+) -> tuple[Colour, Colour]:
+    s, v = rng.uniform(*saturation), rng.uniform(*value)
+    return colorsys.hsv_to_rgb(hue, s, v), colorsys.hsv_to_rgb(hue, s, max(0.0, v - rng.uniform(0.5, 1.0) * spread))
+
+
+def light(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Unit vector to the light: from above, a little from the side and the front, so that shadows stay on floor
+    and ramp.
+    """
+    x, z = rng.uniform(-0.3, 0.3), rng.uniform(-0.4, -0.2)
+    norm = math.sqrt(x * x + 1 + z * z)
+    return x / norm, 1 / norm, z / norm
