@@ -152,7 +152,8 @@ def test_tiles_change_what_is_kept_or_are_refused(model: VideoModel, pair: Tenso
         return
     whole = make(model, pair, [0])
     model.decode_in_tiles(Tiles(side=2, margin=0))
-    assert not torch.equal(make(model, pair, [0]), whole)
+    one_tile = model.spec.latent_shape[-1] <= 2
+    assert torch.equal(make(model, pair, [0]), whole) == one_tile
     model.decode_in_tiles(Tiles(side=2, margin=16))
     torch.testing.assert_close(make(model, pair, [0]), whole, rtol=0, atol=1e-5)
 
