@@ -27,7 +27,8 @@ from newtonrewards.core.errors import InputError, run_command
 from newtonrewards.core.recipe import load
 from newtonrewards.models import generate
 from newtonrewards.models.base import VideoSpec
-from newtonrewards.models.generate import BestOf, Job
+from newtonrewards.models.generate import BestOf
+from newtonrewards.models.jobs import Job
 from newtonrewards.rewards.reward import Reward, RewardConfig, RewardOutput, rank_in_groups
 from newtonrewards.simulation.store import ClipFolder
 

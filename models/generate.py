@@ -12,7 +12,6 @@ the same clips start from the same noise and can be compared one by one. The sam
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -21,55 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from newtonrewards.core.errors import InputError, NewtonError, run_command
 from newtonrewards.core.recipe import validate
-from newtonrewards.core.run import append_jsonl, output_folder, read_jsonl, write_jsonl
+from newtonrewards.core.run import append_jsonl, output_folder
 from newtonrewards.core.shard import WHOLE, Shard, add_shard_option, of_this_process
-from newtonrewards.core.video import read_clip, sha256, write_video
+from newtonrewards.core.video import write_video
 from newtonrewards.models.base import VideoModel, VideoSpec, draw_noise
 from newtonrewards.models.files import fingerprint
+from newtonrewards.models.jobs import Job, first_frame, jobs_of_folder, join, parts_of, rows_of, rows_on_disk, same
 from newtonrewards.models.load import PIPELINES, ModelConfig, load_video_model
 from newtonrewards.models.sampling import sample
-
-INDEX = "index.jsonl"
-# What makes two clips of one name different things; the rest of a row says where it came from.
-SETTINGS = (
-    "weights",
-    "seed",
-    "num_inference_steps",
-    "guidance_scale",
-    "num_frames",
-    "height",
-    "width",
-    "negative_caption",
-    "best_of",
-    "judge",
-)
-IDENTITY = ("caption", "index", "source_sha256")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One clip to make.
-
-    Attributes:
-        name: of the file, without suffix.
-        caption: what happens.
-        index: its place in the folder it comes from; decides its noise.
-        source: video or picture whose first frame it starts from; None: from the caption alone.
-    """
-
-    name: str
-    caption: str
-    index: int
-    source: Path | None
 
 
 @dataclass(frozen=True)
@@ -104,25 +69,6 @@ class Made:
     job: Job
     frames: Float[Tensor, "T 3 H W"]
     row: dict[str, Any]
-
-
-def jobs_of_folder(folder: Path, limit: int | None = None) -> list[Job]:
-    """One job for each clip of a folder that `newtonrewards simulate` wrote.
-
-    Raises:
-        InputError: no index there, or a row without name or caption.
-    """
-    index = folder / INDEX
-    if not index.is_file():
-        raise InputError(f"no {INDEX} here", where=folder, fix="Make a folder of clips with `newtonrewards simulate`.")
-    rows = read_jsonl(index)[:limit]
-    try:
-        return [
-            Job(str(row["name"]), str(row["caption"]), number, folder / "clips" / f"{row['name']}.mp4")
-            for number, row in enumerate(rows)
-        ]
-    except KeyError as error:
-        raise InputError(f"a row has no {error}", where=index) from None
 
 
 def generate(
@@ -164,75 +110,19 @@ def generate(
     }
     if best_of is not None:
         common |= {"best_of": best_of.count, "judge": best_of.name}
-    done = _rows_on_disk(out, common)
+    done = rows_on_disk(out, common)
     failures: list[str] = []
     batches = shard.of([jobs[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)])
     with tqdm(total=sum(map(len, batches)), desc="generate", unit="clip") as bar:
         for batch in batches:
-            rows = _rows(batch, common, failures)
-            if any(not _same(done.get(job.name), rows[job.name]) for job in batch if job.name in rows):
+            rows = rows_of(batch, common, failures)
+            if any(not same(done.get(job.name), rows[job.name]) for job in batch if job.name in rows):
                 wanted = [job for job in batch if job.name in rows]
                 for made in _make_each(wanted, model, sampling, best_of, failures):
                     _write(out, shard, made, rows[made.job.name], done, failures)
             bar.update(len(batch))
-    _join(out, jobs, common, shard)
+    join(out, jobs, common, shard)
     return failures
-
-
-def _join(out: Path, jobs: Sequence[Job], common: dict[str, Any], shard: Shard) -> None:
-    """One index of all clips in the order of the jobs; a shard leaves that to the one that finds them all there."""
-    done = _rows_on_disk(out, common)
-    order = {job.name: job.index for job in jobs}
-    if shard.count > 1 and order.keys() - done.keys():
-        return
-    write_jsonl(out / INDEX, sorted(done.values(), key=lambda row: (order.get(row["name"], len(jobs)), row["name"])))
-    for part in _parts(out):
-        if part.name != INDEX:
-            part.unlink(missing_ok=True)
-
-
-def _rows(batch: Sequence[Job], common: dict[str, Any], failures: list[str]) -> dict[str, dict[str, Any]]:
-    """The index row of each clip whose source can be read."""
-    rows = {}
-    for job in batch:
-        try:
-            digest = sha256(job.source) if job.source is not None else None
-        except OSError as error:
-            failures.append(f"{job.source}: can't read this file ({error.strerror}).")
-            continue
-        identity = {"caption": job.caption, "index": job.index, "source_sha256": digest}
-        rows[job.name] = {"name": job.name, **identity, "source": job.source and str(job.source), **common}
-    return rows
-
-
-def _rows_on_disk(out: Path, common: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows of whole clips by name, all of them made with these settings.
-
-    Raises:
-        InputError: naming the settings that differ.
-    """
-    rows: list[dict[str, Any]] = []
-    for part in _parts(out):
-        with contextlib.suppress(FileNotFoundError):  # another shard has joined them meanwhile
-            rows += read_jsonl(part)
-    for row in rows:
-        other = [f"{key} {row.get(key)}, not {common.get(key)}" for key in SETTINGS if row.get(key) != common.get(key)]
-        if other:
-            raise InputError(
-                f"this folder holds clips made with other settings ({'; '.join(other)})",
-                where=out,
-                fix="Choose another --out, or replace them with --overwrite.",
-            )
-    return {row["name"]: row for row in rows if (out / f"{row['name']}.mp4").is_file()}
-
-
-def _parts(out: Path) -> list[Path]:
-    """The index and those of shards, which are newer and so come last."""
-    return sorted(out.glob("index*.jsonl"), key=lambda path: (path.name != INDEX, path.name))
-
-
-def _same(row: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
-    return row is not None and all(row.get(key) == wanted[key] for key in IDENTITY)
 
 
 def _make_each(
@@ -266,7 +156,7 @@ def _make_best(batch: Sequence[Job], model: VideoModel, sampling: Sampling, best
 def _make(batch: Sequence[Job], model: VideoModel, sampling: Sampling, member: int = 0) -> Float[Tensor, "B T 3 H W"]:
     """Clips of a batch on the CPU; each member of a group has noise of its own."""
     device = next(model.transformer.parameters()).device
-    first = torch.stack([_first_frame(job, model.spec) for job in batch]).to(device)
+    first = torch.stack([first_frame(job, model.spec) for job in batch]).to(device)
     condition = model.condition([job.caption for job in batch], first)
     purpose = f"generate/{member}" if member else "generate"
     noise = draw_noise(model.spec, sampling.seed, 0, [job.index for job in batch], purpose).to(device)
@@ -290,7 +180,7 @@ def _write(
 ) -> None:
     """The file first, then its row: a clip with a row is whole. What is there already stays."""
     job = made.job
-    if _same(done.get(job.name), row):
+    if same(done.get(job.name), row):
         return
     try:
         write_video(out / f"{job.name}.mp4", made.frames, row["playback_fps"], lossless=True)
@@ -299,36 +189,6 @@ def _write(
         return
     done[job.name] = row | made.row
     append_jsonl(out / shard.part("index"), done[job.name])
-
-
-def read_first_frame(path: Path, spec: VideoSpec) -> Float[Tensor, "3 H W"]:
-    """First frame of a video, or a picture, scaled to cover the model's size and cut at the centre.
-
-    Raises:
-        InputError: not a readable video or picture.
-    """
-    size = (spec.height, spec.width)
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
-        return read_clip(path, num_frames=2, size=size).frames[0]
-    try:
-        with Image.open(path) as picture:
-            fitted = ImageOps.fit(picture.convert("RGB"), (spec.width, spec.height), Image.Resampling.LANCZOS)
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"can't read this picture ({error})", where=path) from None
-    return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 255
-
-
-def _first_frame(job: Job, spec: VideoSpec) -> Float[Tensor, "3 H W"]:
-    """The one that the clip starts from; black for a model that doesn't look at it.
-
-    Raises:
-        InputError: not a readable video or picture, or none for a model that starts from one.
-    """
-    if job.source is not None:
-        return read_first_frame(job.source, spec)
-    if spec.from_image:
-        raise InputError(f"this {spec.name} model starts from a first frame", fix="Give one with --image.")
-    return torch.zeros(3, spec.height, spec.width)
 
 
 def _kind(path: Path) -> str:
@@ -418,7 +278,7 @@ def run(arguments: argparse.Namespace, best_of: Callable[[VideoSpec], BestOf] | 
     if arguments.overwrite:
         if shard.count > 1:
             raise InputError("--overwrite would take clips from other shards", fix=f"Delete {arguments.out} instead.")
-        for part in _parts(arguments.out):
+        for part in parts_of(arguments.out):
             part.unlink()  # without its row a clip counts as not made
     sampling = Sampling(arguments.seed, arguments.num_inference_steps, arguments.guidance_scale, arguments.batch_size)
     failures = generate(model, jobs, arguments.out, sampling, origin, shard, chooser)

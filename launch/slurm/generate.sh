@@ -22,5 +22,5 @@ if [ -n "$TRAINED" ]; then
     needs TRAINED
     if [ -e "$TRAINED/model_index.json" ]; then model=("$TRAINED"); else model+=(--lora "$TRAINED"); fi
 fi
-ranks -m newtonrewards.models.generate --model "${model[@]}" --clips "$CLIPS" --out "$OUT" --shard "$SHARD" "$@"
+ranks -m newtonrewards.launch.generate --model "${model[@]}" --clips "$CLIPS" --out "$OUT" --shard "$SHARD" "$@"
 finish

@@ -20,7 +20,8 @@ from newtonrewards.models import generate
 from newtonrewards.models.load import FAMILIES
 from newtonrewards.simulation.simulate import SimulateRecipe, simulate
 from newtonrewards.training import train
-from newtonrewards.training.recipe import RewardStage, TrainRecipe
+from newtonrewards.training.methods.reward import RewardStage
+from newtonrewards.training.recipe import TrainRecipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -70,7 +70,7 @@ def test_two_processes_share_the_clips_that_one_makes(tmp_path: Path, world: Map
     options = ["--model", str(world["model"]), "--clips", str(world["clips"]), "--limit", "4", "--batch-size", "2"]
     options += ["--num-inference-steps", "2", "--device", "cpu", "--out"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command = [*torchrun, "-m", "newtonrewards.models.generate", *options, str(tmp_path / "two")]
+    command = [*torchrun, "-m", "newtonrewards.launch.generate", *options, str(tmp_path / "two")]
     subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
     assert generate.main([*options, str(tmp_path / "one")]) == 0
     two, one = (tmp_path / name for name in ("two", "one"))
