@@ -51,7 +51,11 @@ def _part(folder: Path, library: str, class_name: str, dtype: torch.dtype) -> An
         file = next((file for file in sorted(folder.glob("*config.json"))), folder / "config.json")
         part = cls.from_config(_read(file))
     elif hasattr(cls, "config_class"):
-        part = cls(cls.config_class.from_dict(_read(folder / "config.json")))
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights():  # what some draw again until it lies in a range never ends without content
+            part = cls(cls.config_class.from_dict(_read(folder / "config.json")))
+        part.tie_weights()
     elif "Tokenizer" in class_name:
         part = _tokenizer(cls, folder)
     else:
