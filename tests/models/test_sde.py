@@ -48,7 +48,7 @@ class GaussianModel:
     def not_asked_for(self, *_: Any, **__: Any) -> Any:
         raise AssertionError("sampling needs no pixels, files or devices")
 
-    loss_weight = encode = decode = save = to = not_asked_for
+    training_sigma = loss_weight = encode = decode = save = to = not_asked_for
 
 
 def draw(model: Any, sampling: SdeSampling, count: int, seed: int = 0) -> Any:

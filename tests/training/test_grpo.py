@@ -174,7 +174,7 @@ class Shift:
     def unused(self, *_: Any, **__: Any) -> Any:
         raise AssertionError("the loss of a work needs no pixels")
 
-    loss_weight = encode = decode = save = to = unused
+    loss_weight = training_sigma = encode = decode = save = to = unused
 
 
 def test_the_gradient_is_the_analytic_policy_gradient() -> None:
