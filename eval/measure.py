@@ -44,8 +44,8 @@ FLOW_HANDICAP = 2
 STRETCH, OVERLAP = 300, 60
 # Below this (H/s^2) a residual isn't given as a share of the acceleration.
 LEAST_ACCELERATION = 0.02
-# Residual of perfect clips, px per frame interval cubed, the median of docs/footage.md: what is below it is noise.
-FLOOR_PX = 0.35
+# Residual of perfect clips, px per frame interval cubed, the mean of both sizes in docs/footage.md: below it is noise.
+FLOOR_PX = 0.27
 
 Flow = Callable[[], RaftFlow]
 
