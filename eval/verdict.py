@@ -26,6 +26,8 @@ CAMERA = "a wide lens, a slant or drag do that"
 PERSPECTIVE = 0.25
 # What was let go gets no faster in its first frame than in so many frames of its fall.
 JERK_FRAMES = 2.5
+# What goes less far than so many of its own widths has masks that can't be trusted with its size.
+WIDTHS = 1.0
 # First seen after so many frames is late.
 LATE_FRAMES = 4
 # Fewer moving velocities than this can't show unsteadiness.
@@ -222,7 +224,9 @@ def _changed(evidence: Evidence) -> list[str]:
     found, reasons = evidence.constancy, []
     if found.mass is not None and found.mass > LEAST_MASS:
         reasons.append(f"the object changes its look (1 - cos = {found.mass:.2f})")
-    if found.area_change is not None and abs(found.area_change) > LEAST_AREA + _blur_change(evidence):
+    resized = found.area_change is not None and abs(found.area_change) > LEAST_AREA + _blur_change(evidence)
+    if resized and not _within_itself(evidence):
+        assert found.area_change is not None
         word = "grows" if found.area_change > 0 else "shrinks"
         reasons.append(f"the object {word}, its area by a factor of {np.exp(found.area_change):.2f}")
     if found.colour_change is not None and found.colour_change > LEAST_COLOUR:
@@ -230,6 +234,20 @@ def _changed(evidence: Evidence) -> list[str]:
     if found.flicker is not None and found.flicker > LEAST_FLICKER:
         reasons.append(f"the object flickers, by {found.flicker:.2f} of full brightness")
     return reasons
+
+
+def _within_itself(evidence: Evidence) -> bool:
+    """Whether the object goes less far in the window than it is wide: what it always covers is never seen without it,
+    so that masks are its edges rather than itself."""
+    places = evidence.position[evidence.window.start : evidence.window.stop + 1]
+    way = float(np.linalg.norm(np.ptp(places, axis=0))) if len(places) else 0.0
+    return not way > WIDTHS * _diameter(evidence)
+
+
+def _diameter(evidence: Evidence) -> float:
+    """Of a disc of the object's usual area, H; 0 where it is never seen."""
+    seen = evidence.area[evidence.area > 0]
+    return 2 * float(np.sqrt(np.median(seen) / np.pi)) if len(seen) else 0.0
 
 
 def _blur_change(evidence: Evidence) -> float:
@@ -279,7 +297,7 @@ def _jump_at(evidence: Evidence) -> int | None:
     step = evidence.velocity * evidence.height / evidence.fps
     seen = [bool(np.isfinite(v).all()) for v in step]
     other = step if evidence.other is None else evidence.other
-    diameter = 2 * float(np.sqrt(np.median(evidence.area[evidence.area > 0]) / np.pi)) * evidence.height
+    diameter = _diameter(evidence) * evidence.height
     for n in range(1, len(step)):
         if not (seen[n] and seen[n - 1] and np.isfinite(other[n]).all()):
             continue  # what only one of two instruments saw may be its own mistake
@@ -347,6 +365,8 @@ def _confidence(evidence: Evidence, apart: float | None) -> tuple[float, list[st
     if _appears(evidence):
         confidence *= 0.45
         doubts.append("it is first seen in mid-picture")
+    if len(evidence.window) and _within_itself(evidence):
+        doubts.append("it goes less far than it is wide, so its size isn't judged")
     if evidence.others:
         confidence *= 0.8
         doubts.append(f"{evidence.others} other things move too")
