@@ -26,6 +26,11 @@ RECIPES = {
         "mass/paired": {"weight": 0.2},
         "mass/area": {"weight": 0.05},
     },
+    "the demo's with a floor": {
+        "kinematic/second_difference": {"weight": 3.0, "floor": 0.01},
+        "mass/paired": {"weight": 0.2},
+        "mass/area": {"weight": 0.05},
+    },
     "kinematic alone": {"kinematic/second_difference": {"weight": 3.0}},
     "without a paired clip": {
         "kinematic/second_difference": {"weight": 3.0},
