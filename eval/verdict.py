@@ -240,8 +240,8 @@ def _within_itself(evidence: Evidence) -> bool:
     """Whether the object goes less far in the window than it is wide: what it always covers is never seen without it,
     so that masks are its edges rather than itself."""
     places = evidence.position[evidence.window.start : evidence.window.stop + 1]
-    way = float(np.linalg.norm(np.ptp(places, axis=0))) if len(places) else 0.0
-    return not way > WIDTHS * _diameter(evidence)
+    places = places[np.isfinite(places).all(axis=1)]
+    return len(places) > 0 and float(np.linalg.norm(np.ptp(places, axis=0))) <= WIDTHS * _diameter(evidence)
 
 
 def _diameter(evidence: Evidence) -> float:

@@ -423,6 +423,7 @@ def test_real_ball_has_its_measured_acceleration(flow: Flow) -> None:
     got = measure_video(Path(VIDEOS or "") / "real_throw_trflorian.mp4", Options(), flow).score
     assert vector(got)[1] == pytest.approx(10160 / 720, rel=0.05)  # measured by its colour, px/s^2 over the height
     assert got.verdict == "lawful"
+    assert not any("less far than it is wide" in doubt for doubt in got.doubts)
 
 
 @pytest.mark.skipif(not VIDEOS, reason="set NEWTONREWARDS_VIDEOS to a folder with real_fall_oliverius.mp4")
