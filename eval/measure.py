@@ -240,8 +240,9 @@ def _instruments(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: 
     fps, height = float(clip.fps), clip.frames.shape[-2]
     velocity = np.diff(centroid(soft)[0], axis=0) * fps
     yield Instrument(name, "centre", soft, velocity, lawful_velocities(velocity, fps, height))
-    for method in [] if seen is None else seen.flows:
-        assert seen is not None
+    if seen is None:
+        return
+    for method in seen.flows:
         velocity = seen.velocity_under(soft, method) * fps / height
         yield Instrument(f"{method} under {name}", "flow", soft, velocity, lawful_velocities(velocity, fps, height))
 

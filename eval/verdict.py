@@ -325,8 +325,7 @@ def _appears(evidence: Evidence) -> bool:
     if not len(seen) or seen[0] < LATE_FRAMES:
         return False
     x, y = evidence.position[seen[0]]
-    radius = float(np.sqrt(np.median(evidence.area[seen]) / np.pi))
-    return bool(min(x, y, evidence.width / evidence.height - x, 1 - y) > 2 * radius)
+    return bool(min(x, y, evidence.width / evidence.height - x, 1 - y) > _diameter(evidence))
 
 
 def disagreement(ours: Float[np.ndarray, "N 2"], theirs: Float[np.ndarray, "N 2"], window: Window) -> float | None:
