@@ -50,19 +50,22 @@ class Training:
 
 
 class Compute(Config):
-    """What one arm cost: means over its runs, wall-clock.
+    """What one arm cost: means over its runs.
 
     Attributes:
         name: of the arm. runs: how many.
-        steps: training steps. training_seconds: of them.
-        generation_seconds: of all test clips.
+        steps: training steps. training_seconds: of them, wall-clock.
+        training_processor_seconds: of the first process's processors, which other work on the machine changes little.
+        generation_seconds, generation_processor_seconds: of all test clips.
     """
 
     name: str
     runs: int
     steps: int
     training_seconds: float
+    training_processor_seconds: float
     generation_seconds: float
+    generation_processor_seconds: float
 
 
 def write_report(

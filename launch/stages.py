@@ -101,7 +101,8 @@ def run_stages(
         shares: about how long each command takes, for the bar.
         before: called with each stage that runs and the rows of those before it.
     Returns:
-        the row of each stage by title: what it was, its exit `code` and its `seconds`.
+        the row of each stage by title: what it was, its exit `code`, its `seconds` and
+            `processor_seconds`.
     Raises:
         InputError: `out` holds a chain with other settings.
         NewtonError: from a stage.
@@ -143,11 +144,12 @@ def done_rows(out: Path, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
 
 def run_stage(stage: Stage, log: Path) -> dict[str, Any]:
     """One command in this process; what it prints goes to a log, its bar and its errors to the terminal."""
-    said, started = io.StringIO(), time.perf_counter()
+    said, started, processor = io.StringIO(), time.perf_counter(), time.process_time()
     try:
         with contextlib.redirect_stdout(said):
             code = importlib.import_module(COMMANDS[stage.command].module).main(list(stage.argv))
     finally:
         with log.open("a", encoding="utf-8") as file:
             file.write(f"newtonrewards {stage.command} {' '.join(stage.argv)}\n{said.getvalue()}\n")
-    return {**stage.row, "code": code, "seconds": time.perf_counter() - started}
+    spent = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - processor}
+    return {**stage.row, "code": code, **spent}

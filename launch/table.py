@@ -36,6 +36,7 @@ from newtonrewards.launch.stages import (
 
 RECIPES = Path(__file__).with_name("recipes")
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
+SPENT = ("seconds", "processor_seconds")
 
 
 class ArmConfig(Config):
@@ -180,15 +181,15 @@ class Table:
         for name, arm in self.recipe.arms.items():
             seeds = self.recipe.seeds
             logs = [read_jsonl(self.run(name, seed) / "metrics.jsonl") for seed in seeds] if arm.recipe else []
-            trained = sum(row["seconds"] for log in logs for row in log) / len(seeds)
-            generated = sum(done[f"{name}, seed {seed}: generate"]["seconds"] for seed in seeds) / len(seeds)
+            trained = [row for log in logs for row in log]
+            generated = [done[f"{name}, seed {seed}: generate"] for seed in seeds]
             rows.append(
                 {
                     "name": name,
                     "runs": len(seeds),
                     "steps": len(logs[0]) if logs else 0,
-                    "training_seconds": trained,
-                    "generation_seconds": generated,
+                    **{f"training_{kind}": sum(row[kind] for row in trained) / len(seeds) for kind in SPENT},
+                    **{f"generation_{kind}": sum(row[kind] for row in generated) / len(seeds) for kind in SPENT},
                 }
             )
         return rows
@@ -215,8 +216,9 @@ def make_table(recipe: TableRecipe, folder: Path, out: Path) -> int:
     console.print(table(read_summary(out / "results")))
     for row in plan.compute(done):
         console.print(
-            f"{row['name']}: {row['steps']} training steps in {row['training_seconds']:.0f} s, "
-            f"test clips in {row['generation_seconds']:.0f} s, mean of {row['runs']} runs"
+            f"{row['name']}: {row['steps']} training steps in {row['training_seconds']:.0f} s (of processors "
+            f"{row['training_processor_seconds']:.0f} s), test clips in {row['generation_seconds']:.0f} s "
+            f"({row['generation_processor_seconds']:.0f} s), mean of {row['runs']} runs"
         )
     total = sum(row["seconds"] for row in done.values()) / 60
     print(f"{total:.1f} minutes in all. Open {out / 'report.html'} in any browser.")

@@ -118,7 +118,7 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         """One step over the global batch, of one or more optimiser updates; returns its means and norms."""
-        started = time.perf_counter()
+        started, processor = time.perf_counter(), time.process_time()
         stage, step = self.stage, self.step - self.first_step
         batch = self.batches.at(self.step, stage.batch_size).to(self.accelerator.device)
         lr = learning_rate(stage.optimiser, step, stage.steps)
@@ -139,8 +139,8 @@ class Trainer:
         except RewardFailure as error:
             name = self.batches.name(error.sample)
             raise NewtonError(error.what, where=f"{self.run}, step {self.step + 1}, {name}", fix=error.fix) from error
-        seconds = time.perf_counter() - started
-        return {**self._means(outputs), "grad_norm": sum(norms) / len(norms), "lr": lr, "seconds": seconds}
+        spent = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - processor}
+        return {**self._means(outputs), "grad_norm": sum(norms) / len(norms), "lr": lr, **spent}
 
     def _update(self, lr: float) -> float:
         """Let the optimisers move once; returns the gradient's norm before it was clipped."""

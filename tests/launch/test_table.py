@@ -90,6 +90,7 @@ def test_it_stops_goes_on_skips_what_is_done_and_ends_in_one_report(
     assert mean is not None and mean.value == pytest.approx(sum(known) / len(known))
     compute = {row["name"]: row for row in json.loads((out / "compute.json").read_text())}
     assert compute["base"]["training_seconds"] == 0 and compute["grpo"]["training_seconds"] > 0
+    assert all(compute[name]["training_processor_seconds"] > 0 for name in ("sft", "oro_flow", "grpo", "reward"))
     rows = read_jsonl(out / "seed_1" / "generated" / "best_of_n" / "index.jsonl")
     assert all(len(row["rewards"]) == 2 and row["best_of"] == 2 for row in rows)
     page = (out / "report.html").read_text()
