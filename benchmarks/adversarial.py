@@ -21,12 +21,12 @@ from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import sample_scene
 
 RECIPES = {
-    "the demo's": {
+    "the demo's without its floor": {
         "kinematic/second_difference": {"weight": 3.0},
         "mass/paired": {"weight": 0.2},
         "mass/area": {"weight": 0.05},
     },
-    "the demo's with a floor": {
+    "the demo's": {
         "kinematic/second_difference": {"weight": 3.0, "floor": 0.01},
         "mass/paired": {"weight": 0.2},
         "mass/area": {"weight": 0.05},
