@@ -120,7 +120,7 @@ def _by_colour(frames: Float[Tensor, "n 3 h w"], flow: Float[Tensor, "m 2 h w"])
     key = int(peak.argmax())
     if float(peak[key]) < LEAST_SPEED:
         return None
-    patch = _largest((speed[key] > FAST_SHARE * peak[key]).numpy())
+    patch = largest((speed[key] > FAST_SHARE * peak[key]).numpy())
     if patch.sum() < PRESENT_PIXELS:
         return None
     order = [key, *range(len(frames))]
@@ -128,7 +128,8 @@ def _by_colour(frames: Float[Tensor, "n 3 h w"], flow: Float[Tensor, "m 2 h w"])
     return support.object_mask(frames[None, order], first)[0, 1:]
 
 
-def _largest(hard: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+def largest(hard: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The largest connected patch of a mask."""
     labels, count = ndimage.label(hard)
     if not count:
         return hard
@@ -142,7 +143,7 @@ def _whole(
     result = np.zeros((clip.num_frames, clip.frames.shape[-2], clip.frames.shape[-1]), dtype=np.float32)
     target = result[when, box[0], box[1]]
     large = torch.nn.functional.interpolate(colour[None], target.shape[1:], mode="bilinear")[0].numpy()
-    patches = [_largest(mask > 0.5) for mask in large]
+    patches = [largest(mask > 0.5) for mask in large]
     usual = float(np.median([patch.sum() for patch in patches if patch.any()] or [0.0]))
     for place, mask, patch in zip(target, large, patches, strict=True):
         if patch.sum() >= LEAST_SHARE * usual:

@@ -23,6 +23,7 @@ from newtonrewards.eval.constancy import constancy
 from newtonrewards.eval.find import Found, find_object, lawful_velocities
 from newtonrewards.eval.laws import LawFit
 from newtonrewards.eval.look import Seen, look
+from newtonrewards.eval.match import matched
 from newtonrewards.eval.pieces import part, shots, stride
 from newtonrewards.eval.refine import refine
 from newtonrewards.eval.results import finite
@@ -40,12 +41,17 @@ from newtonrewards.rewards.window import Window
 # A video is made smaller until a frame holds no more pixels than this (320 x 200): silhouettes need no more.
 PIXELS = 64_000
 FLOW_HANDICAP = 2
+# Masks that let an object follow a law for this share of the time in which it is seen, agreed upon, are good enough.
+GOOD_SHARE = 0.8
 # Longer videos are looked at in stretches of so many frames, which overlap by so many: memory doesn't grow with length.
 STRETCH, OVERLAP = 300, 60
 # Below this (H/s^2) a residual isn't given as a share of the acceleration.
 LEAST_ACCELERATION = 0.02
 # Residual of perfect clips, px per frame interval cubed, the mean of both sizes in docs/footage.md: below it is noise.
 FLOOR_PX = 0.27
+
+# Name of the masks of `match.matched`, which don't tell an object's size.
+MATCHED = "matched patch"
 
 Flow = Callable[[], RaftFlow]
 
@@ -182,9 +188,12 @@ def _measure_shot(
         if segmenter is not None and not found.reason:
             views["sam2"] = sam2_masks(segmenter, clip, found.soft)
     groups = [list(_instruments(clip, name, soft, seen)) for name, soft in views.items()]
+    if masks is None and seen is not None and not _good(groups, found):
+        patch = matched(frames, seen)
+        groups += [] if patch is None else [list(_instruments(clip, MATCHED, patch, seen))]
     group = max(groups, key=_worth, default=[])
     # Flow reads a little low: it wins only where the centres follow a law for clearly less long.
-    best = max(group, key=lambda one: len(one.window) - (FLOW_HANDICAP if one.kind == "flow" else 0), default=None)
+    best = max(group, key=lambda one: len(one.window) - _handicap(one), default=None)
     features = None if seen is None or best is None else seen.features_over(best.soft)
     evidence = _evidence(clip, frames, found, best, group, features, motion, start)
     score = VideoScore(
@@ -235,6 +244,11 @@ class Instrument:
     velocity: Float[np.ndarray, "N 2"]
     window: Window
 
+    @property
+    def sized(self) -> bool:
+        """Whether the masks tell the object's size."""
+        return not self.name.endswith(MATCHED)
+
 
 def _instruments(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: Seen | None) -> Iterator[Instrument]:
     fps, height = float(clip.fps), clip.frames.shape[-2]
@@ -245,6 +259,19 @@ def _instruments(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: 
     for method in seen.flows:
         velocity = seen.velocity_under(soft, method) * fps / height
         yield Instrument(f"{method} under {name}", "flow", soft, velocity, lawful_velocities(velocity, fps, height))
+
+
+def _handicap(one: Instrument) -> float:
+    """By how many velocities an instrument must see a longer law than another; where silhouettes fail, so does flow."""
+    if one.kind == "centre":
+        return 0.0
+    return FLOW_HANDICAP if one.sized else float("inf")
+
+
+def _good(groups: Sequence[Sequence[Instrument]], found: Found) -> bool:
+    """Whether some masks tell of most of the time in which something is seen."""
+    frames = int((found.soft > 0.5).any(axis=(1, 2)).sum())
+    return max((_worth(group) for group in groups), default=0.0) >= GOOD_SHARE * (frames - 1)
 
 
 def _worth(instruments: Sequence[Instrument]) -> float:
@@ -285,12 +312,14 @@ def _evidence(
     other = None if best is None or len(instruments) < 2 else _second(best, instruments)
     window = Window(0, 0, float("nan")) if best is None else best.window
     nothing = np.full((clip.num_frames - 1, 2), np.nan)
+    sized = best is None or best.sized
     return Evidence(
         reason=found.reason,
         source="none" if best is None else best.name,
         window=window,
         fit=None if best is None or not len(window) else law_fit(best.velocity, window, float(clip.fps)),
-        constancy=constancy(frames, soft, features, window),
+        constancy=constancy(frames, soft, features, window, sized=sized),
+        sized=sized,
         smooth=None if best is None else drifting(best.velocity, window, float(clip.fps), frames.shape[1]),
         motion=motion,
         velocity=nothing if best is None else best.velocity,

@@ -58,6 +58,7 @@ class Evidence:
         source: instrument of `velocity`. velocity: (N, 2) H/s. other: that of the other instrument, or None.
         window: lawful stretch of `velocity`.
         fit: line through `velocity` in the window, None where there is none. constancy: of the object over the window.
+        sized: the masks tell the object's size.
         smooth: run around the window in which acceleration changes steadily; None: it doesn't.
         motion: what the video is said to show.
         position: (T, 2) H. area: (T,) H^2.
@@ -71,6 +72,7 @@ class Evidence:
     window: Window
     fit: LawFit | None
     constancy: Constancy
+    sized: bool
     smooth: Smooth | None
     motion: Motion
     velocity: Float[np.ndarray, "N 2"]
@@ -364,8 +366,8 @@ def _confidence(evidence: Evidence, apart: float | None) -> tuple[float, list[st
     if _appears(evidence):
         confidence *= 0.45
         doubts.append("it is first seen in mid-picture")
-    if len(evidence.window) and _within_itself(evidence):
-        doubts.append("it goes less far than it is wide, so its size isn't judged")
+    if len(evidence.window) and (not evidence.sized or _within_itself(evidence)):
+        doubts.append("it goes hardly further than it is wide, so its size isn't judged")
     if evidence.others:
         confidence *= 0.8
         doubts.append(f"{evidence.others} other things move too")

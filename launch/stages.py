@@ -10,7 +10,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from tqdm import tqdm
 
 from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import append_jsonl, read_jsonl
+from newtonrewards.core.shard import WHOLE, Shard
 from newtonrewards.launch.cli import COMMANDS
 
-DONE = "stages.jsonl"
-LOG = "log.txt"
+DONE, LOG = "stages", "log.txt"
+# Seconds between two looks at what other shards have done.
+POLL = 5.0
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,16 @@ def run_stages(
     out: Path,
     shares: Mapping[str, float],
     before: Callable[[Stage, Mapping[str, dict[str, Any]]], None] = lambda stage, done: None,
+    chosen: Collection[str] | None = None,
+    shard: Shard = WHOLE,
 ) -> dict[str, dict[str, Any]]:
-    """Run the stages that are not done yet.
+    """Run the stages that are not done yet, by this shard or another.
 
     Args:
         stages: in order. out: the chain's folder, which holds their rows and what they printed.
         shares: about how long each command takes, for the bar.
         before: called with each stage that runs and the rows of those before it.
+        chosen: titles of those to run, all if None. shard: whose rows they are.
     Returns:
         the row of each stage by title: what it was, its exit `code`, its `seconds` and
             `processor_seconds`.
@@ -108,20 +113,28 @@ def run_stages(
         NewtonError: from a stage.
     """
     done = done_rows(out, stages)
-    share = {stage.title: shares.get(stage.command, 1.0) for stage in stages}
+    mine = [stage for stage in stages if chosen is None or stage.title in chosen]
+    share = {stage.title: shares.get(stage.command, 1.0) for stage in mine}
     shape = "{desc} |{bar:24}| {percentage:3.0f} % {elapsed}"
     with tqdm(total=sum(share.values()), bar_format=shape) as bar:
-        for number, stage in enumerate(stages, 1):
-            bar.set_description_str(f"stage {number}/{len(stages)}: {stage.title}")
+        for number, stage in enumerate(mine, 1):
+            bar.set_description_str(f"stage {number}/{len(mine)}: {stage.title}")
             if stage.title not in done:
                 before(stage, done)
                 row = run_stage(stage, out / LOG)
-                append_jsonl(out / DONE, row)
+                append_jsonl(out / shard.part(DONE), row)
                 done[stage.title] = row
-                bar.write(f"{number}/{len(stages)} {stage.title}: {row['seconds']:.0f} s", file=sys.stderr)
+                bar.write(f"{number}/{len(mine)} {stage.title}: {row['seconds']:.0f} s", file=sys.stderr)
             bar.update(share[stage.title])
         bar.set_description_str("all stages done")
     return done
+
+
+def wait_for(stages: Sequence[Stage], plan: Sequence[Stage], out: Path) -> None:
+    """Wait until another shard has done these stages of a plan."""
+    while missing := [stage.title for stage in stages if stage.title not in done_rows(out, plan)]:
+        print(f"waiting until shard 0 has done: {missing[0]}", file=sys.stderr)
+        time.sleep(POLL)
 
 
 def done_rows(out: Path, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
@@ -132,7 +145,7 @@ def done_rows(out: Path, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
     """
     wanted = {stage.title: stage for stage in stages}
     done = {}
-    for row in read_jsonl(out / DONE) if (out / DONE).exists() else []:
+    for row in (row for path in sorted(out.glob(f"{DONE}*.jsonl")) for row in read_jsonl(path)):
         stage = wanted.get(row["title"])
         if stage is None or any(row[key] != value for key, value in stage.row.items()):
             fix = "Choose another --out, or delete this folder."

@@ -6,6 +6,7 @@ measured and stands in the report. Each stage is one of the other commands; stop
 on and leaves finished arms alone.
 
     newtonrewards table --recipe launch/recipes/paper_table.yaml --out runs/table
+    newtonrewards table --out runs/table --shard 0/2     # and 1/2 at the same time: every second arm with its seed
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from rich.console import Console
 from newtonrewards.core.errors import run_command
 from newtonrewards.core.recipe import Config, load
 from newtonrewards.core.run import output_folder, read_jsonl, write_json
+from newtonrewards.core.shard import WHOLE, Shard, add_shard_option
 from newtonrewards.eval.results import read_summary
 from newtonrewards.eval.table import table
 from newtonrewards.launch.stages import (
     Stage,
     content_hash,
+    done_rows,
     quoted,
     run_stages,
     simulate_stage,
     train_stage,
     trains_lora,
+    wait_for,
 )
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -115,8 +119,12 @@ class Table:
 
     def stages(self) -> list[Stage]:
         """In order; all arms of one seed before the next seed's, so that an early stop leaves whole runs."""
+        return [*self.clips(), *(stage for run in self.runs() for stage in run), self._evaluate(), self._report()]
+
+    def clips(self) -> list[Stage]:
+        """What all runs need."""
         r = self.recipe
-        made = [
+        return [
             simulate_stage(
                 "simulate clips to train on", self.train_clips, r.train_clips, "train", ("id",), r.data_seed
             ),
@@ -124,15 +132,18 @@ class Table:
                 "simulate clips to judge by", self.test_clips, r.test_clips, r.split, r.test_shifts, r.data_seed
             ),
         ]
-        for seed in r.seeds:
-            for name, arm in r.arms.items():
-                if arm.recipe is not None:
-                    made.append(self._train(name, arm, self.folder / arm.recipe, seed))
-                made.append(self._generate(name, arm, seed))
-        return [*made, self._evaluate()]
 
-    def report(self) -> Stage:
-        """The last stage; it reads the compute that is known once the others are done."""
+    def runs(self) -> list[list[Stage]]:
+        """The stages of each run: one arm with one seed. They don't need one another."""
+        made = []
+        for seed in self.recipe.seeds:
+            for name, arm in self.recipe.arms.items():
+                train = [] if arm.recipe is None else [self._train(name, arm, self.folder / arm.recipe, seed)]
+                made.append([*train, self._generate(name, arm, seed)])
+        return made
+
+    def _report(self) -> Stage:
+        """It reads the compute that is known once the others are done."""
         page, first = self.out / "report.html", self.recipe.seeds[0]
         runs = [f"{name}={self.run(name, first)}" for name, arm in self.recipe.arms.items() if arm.recipe is not None]
         argv = ["--summary", str(self.out / "results"), "--out", str(page), "--compute", str(self.out / "compute.json")]
@@ -195,8 +206,11 @@ class Table:
         return rows
 
 
-def make_table(recipe: TableRecipe, folder: Path, out: Path) -> int:
-    """Run what is not done yet, and print the table.
+def make_table(recipe: TableRecipe, folder: Path, out: Path, shard: Shard = WHOLE) -> int:
+    """Run what is not done yet, and print the table once all of it is.
+
+    A shard makes every N-th run (an arm with a seed); the first makes the clips and the others wait for them, and the
+    one that is done last measures and reports.
 
     Returns:
         0, or 1 if a stage could not use some of its files.
@@ -206,12 +220,22 @@ def make_table(recipe: TableRecipe, folder: Path, out: Path) -> int:
     """
     output_folder(out)
     plan = Table(recipe, folder, out)
+    stages = plan.stages()
 
     def before(stage: Stage, done: Mapping[str, dict[str, Any]]) -> None:
         if stage.command == "report":
             write_json(out / "compute.json", plan.compute(done))
 
-    done = run_stages([*plan.stages(), plan.report()], out, recipe.shares, before)
+    clips = plan.clips()
+    mine = [stage for run in shard.of(plan.runs()) for stage in run]
+    if shard.index:
+        wait_for(clips, stages, out)
+    run_stages(stages, out, recipe.shares, before, [stage.title for stage in (*clips, *mine)], shard)
+    missing = [s.title for run in plan.runs() for s in run if s.title not in done_rows(out, stages)]
+    if missing:
+        print(f"{len(missing)} stages of other shards are still to come; the last shard to end writes the report.")
+        return 0
+    done = run_stages(stages, out, recipe.shares, before, shard=shard)
     console = Console()
     console.print(table(read_summary(out / "results")))
     for row in plan.compute(done):
@@ -235,6 +259,7 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--recipe", type=Path, default=RECIPES / "paper_table.yaml", help="another recipe than %(default)s"
     )
+    add_shard_option(p, "run, an arm with a seed,")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
     p.add_argument("--dry-run", action="store_true", help="print the commands that it would run, and stop")
     return p
@@ -246,10 +271,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = load(TableRecipe, path, arguments.set)
     if arguments.dry_run:
         plan = Table(recipe, path.parent, arguments.out)
-        for stage in (*plan.stages(), plan.report()):
+        for stage in plan.stages():
             print(f"# {stage.title}\nnewtonrewards {stage.command} {shlex.join(stage.argv)}")
         return 0
-    return make_table(recipe, path.parent, arguments.out)
+    return make_table(recipe, path.parent, arguments.out, arguments.shard)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ def test_it_stops_goes_on_skips_what_is_done_and_ends_in_one_report(
     compute = {row["name"]: row for row in json.loads((out / "compute.json").read_text())}
     assert compute["base"]["training_seconds"] == 0 and compute["grpo"]["training_seconds"] > 0
     assert all(compute[name]["training_processor_seconds"] > 0 for name in ("sft", "oro_flow", "grpo", "reward"))
+    assert all(compute[name]["generation_processor_seconds"] > 0 for name in ARMS)
     rows = read_jsonl(out / "seed_1" / "generated" / "best_of_n" / "index.jsonl")
     assert all(len(row["rewards"]) == 2 and row["best_of"] == 2 for row in rows)
     page = (out / "report.html").read_text()
@@ -100,3 +101,38 @@ def test_it_stops_goes_on_skips_what_is_done_and_ends_in_one_report(
     assert len(calls) == len(set(calls)) + 1
     with pytest.raises(InputError, match="another --out, or delete"):
         table.main([*arguments, "--set", "data_seed=1"])
+
+
+def test_shards_share_the_runs_and_the_last_one_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each stage is run once, by one shard; those that need all others come last."""
+    calls: list[str] = []
+
+    def pretended(stage: stages.Stage, log: Path) -> dict[str, object]:
+        calls.append(stage.title)
+        stage.result.parent.mkdir(parents=True, exist_ok=True)
+        stage.result.touch()
+        if stage.command == "train":
+            row = {"step": 1, "seconds": 2.0, "processor_seconds": 1.0}
+            (stage.result.parent / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return {**stage.row, "code": 0, "seconds": 3.0, "processor_seconds": 1.5}
+
+    def no_clips(seconds: float) -> None:
+        raise Interrupted("waits", where=tmp_path, fix="")
+
+    monkeypatch.setattr(stages, "run_stage", pretended)
+    monkeypatch.setattr(stages.time, "sleep", no_clips)
+    monkeypatch.setattr(table, "read_summary", lambda path: None)
+    monkeypatch.setattr(table, "table", lambda summary: "the table")
+    arguments = ["--quick", "--out", str(tmp_path)]
+    with pytest.raises(Interrupted, match="waits"):
+        table.main([*arguments, "--shard", "1/2"])
+    assert not calls
+    assert table.main([*arguments, "--shard", "0/2"]) == 0
+    assert "10 stages of other shards are still to come" in capsys.readouterr().out
+    first = set(calls)
+    assert table.main([*arguments, "--shard", "1/2"]) == 0
+    assert "the table" in capsys.readouterr().out
+    assert len(calls) == len(set(calls)) == 2 + 2 * (6 + 4) + 2
+    assert calls[-2:] == ["measure against the truth", "write the report"] and not first & set(calls[-2:])
