@@ -130,6 +130,20 @@ class _Hand:
         offset = middle - np.einsum("tij,tj->ti", turn, middle + self.zoom * self.shift)
         return torch.from_numpy(np.concatenate([turn, offset[:, :, None]], 2))
 
+    def cameras(
+        self, intrinsics: Float[Tensor, "T 3 3"], extrinsics: Float[Tensor, "T 3 4"]
+    ) -> tuple[Float[Tensor, "T 3 3"], Float[Tensor, "T 3 4"]]:
+        """Those of the frames, from the resting camera's: it turns about its axis, zooms, and shifts its lens."""
+        turn, offset = self.truth()[..., :2].to(intrinsics), self.truth()[..., 2:].to(intrinsics)
+        middle = torch.tensor([[self.shape / 2], [0.5]]).to(intrinsics)
+        zoomed = (intrinsics[:, :2, 2:] - middle) * self.zoom + middle
+        moved = intrinsics.clone()
+        moved[:, :2, :2] *= self.zoom  # equal in x and y, so it changes places with the turn
+        moved[:, :2, 2:] = turn @ zoomed + offset
+        turned = extrinsics.clone()
+        turned[:, :2] = turn @ extrinsics[:, :2]
+        return moved, turned
+
 
 def _shaken(clip: Clip, hand: _Hand) -> tuple[Tensor, Tensor | None, Truth | None]:
     """Frames (which may overshoot [0, 1]), masks and truth of the moving camera."""
@@ -152,6 +166,9 @@ def _shaken(clip: Clip, hand: _Hand) -> tuple[Tensor, Tensor | None, Truth | Non
             depth=None if truth.depth is None else seen(truth.depth[:, None], "bilinear")[:, 0],
             shake=hand.truth().to(truth.position),
         )
+        if truth.intrinsics is not None and truth.extrinsics is not None:
+            intrinsics, extrinsics = hand.cameras(truth.intrinsics, truth.extrinsics)
+            truth = replace(truth, intrinsics=intrinsics, extrinsics=extrinsics)
     masks = None if clip.masks is None else seen(clip.masks[:, None], "bilinear")[:, 0]
     return seen(clip.frames, "bicubic"), masks, truth
 

@@ -86,8 +86,14 @@ def truth_of(scene: Scene) -> Truth:
     if scene.wobble is not None:  # no closed form is kept for a spoilt clip's derivatives: take them from its track
         velocity = np.gradient(centres, scene.times, axis=0)
         acceleration = np.gradient(velocity, scene.times, axis=0)
+    world = {"position": centres, "velocity": velocity, "acceleration": acceleration}
     velocity, acceleration = camera.derivatives(centres, velocity, acceleration)
     return Truth(
+        **{f"world_{name}": _tensor(_right_handed(track)) for name, track in world.items()},
+        intrinsics=_tensor(camera.intrinsics()).expand(scene.num_frames, 3, 3),
+        extrinsics=_tensor(camera.extrinsics()).expand(scene.num_frames, 3, 4),
+        captions=scene.captions,
+        assets=scene.assets,
         position=_tensor(camera.to_image(centres)),
         velocity=_tensor(velocity),
         acceleration=_tensor(acceleration),
@@ -100,6 +106,11 @@ def truth_of(scene: Scene) -> Truth:
         parameters=_parameters(scene),
         seed=scene.seed,
     )
+
+
+def _right_handed(track: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T, 2) of the plane of motion, as (T, 3) in the truth's world, whose z points to the viewer."""
+    return np.pad(track, ((0, 0), (0, 1)))
 
 
 def _parameters(scene: Scene) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import stream_seed
 from newtonrewards.simulation import looks
 from newtonrewards.simulation.camera import Camera
-from newtonrewards.simulation.captions import caption
+from newtonrewards.simulation.captions import caption, captions
 from newtonrewards.simulation.looks import Colour
 from newtonrewards.simulation.motions import (
     GRAVITY,
@@ -66,6 +66,10 @@ class Surface:
     colours: tuple[Colour, Colour]
     frequency: float
     seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.texture}-{self.seed:05x}"
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,18 @@ class Scene:
     @property
     def camera(self) -> Camera:
         return Camera(self.view_m, self.camera_height, self.camera_distance, self.camera_yaw, self.camera_pitch)
+
+    @property
+    def captions(self) -> dict[str, str]:
+        """`caption` and the other phrasings of `captions.PHRASINGS`."""
+        return captions(self.primitive, self.parameters) | {"quantities": self.caption}
+
+    @property
+    def assets(self) -> dict[str, str]:
+        """Names of shape and textures: family, and the seed of what is drawn from it."""
+        surfaces = {"texture": self.object_surface, "wall": self.wall, "floor": self.floor}
+        surfaces |= {"ramp": self.wedge_surface} if self.wedge else {}
+        return {"shape": self.shape} | {part: surface.name for part, surface in surfaces.items()}
 
     def tilts(self) -> Array:
         """(T,) angle of the object about the line of sight, rad; it turns until the first event, or rolls."""

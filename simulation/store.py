@@ -29,7 +29,10 @@ from newtonrewards.simulation import tars
 from newtonrewards.simulation.table import write_table
 
 ARRAYS = ("masks", "flow", "depth")
-UNUSUAL = ("acceleration_spread", "shake")
+# Left out of a row where they have their default; rows of older versions have none of them.
+OPTIONAL = ("acceleration_spread", "shake", "captions", "assets")
+WORLD = ("world_position", "world_velocity", "world_acceleration")
+CAMERAS = ("intrinsics", "extrinsics")
 AGAIN = "Delete the clip's row or its tar and run the same `simulate` again."
 
 
@@ -58,12 +61,16 @@ def clip_files(name: str, clip: Clip, arrays: tuple[str, ...] = ARRAYS) -> dict[
 
 
 def clip_row(name: str, clip: Clip) -> dict[str, Any]:
-    """A clip's row; what only unusual cameras have is left out where it has its default."""
+    """A clip's row; what only some clips have is left out where it has its default.
+
+    The track in the world is rounded to micrometres, and a camera that rests is written once: rows are read as a whole.
+    """
     truth = clip.truth
     assert truth is not None and clip.valid is not None
     row = {field: getattr(truth, field) for field in Truth.__dataclass_fields__ if field not in ("flow", "depth")}
-    row |= {"acceleration_spread": truth.acceleration_spread or None}
-    row = {field: value for field, value in row.items() if field not in UNUSUAL or value is not None}
+    row = {field: value for field, value in row.items() if field not in (*OPTIONAL, *WORLD, *CAMERAS) or _there(value)}
+    row |= {field: _rounded(row[field], 6) for field in WORLD if field in row}
+    row |= {field: _rounded(_once(row[field]), 9) for field in CAMERAS if field in row}
     return jsonable(
         {
             "name": name,
@@ -74,6 +81,19 @@ def clip_row(name: str, clip: Clip) -> dict[str, Any]:
             **row,
         }
     )
+
+
+def _there(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or bool(value)
+
+
+def _once(matrices: torch.Tensor) -> torch.Tensor:
+    return matrices[:1] if bool((matrices == matrices[:1]).all()) else matrices
+
+
+def _rounded(values: torch.Tensor, digits: int) -> list[Any]:
+    rounded: list[Any] = np.round(values.double().numpy(), digits).tolist()
+    return rounded
 
 
 def rows_on_disk(folder: Path) -> Iterator[dict[str, Any]]:
@@ -211,6 +231,8 @@ def _clip(row: dict[str, Any], frames: torch.Tensor, masks: torch.Tensor | None)
     def track(key: str) -> torch.Tensor:
         return torch.tensor(row[key], dtype=torch.float32)
 
+    added: dict[str, Any] = {key: track(key) for key in WORLD if key in row}
+    added |= {key: track(key).expand(len(frames), -1, -1) for key in CAMERAS if key in row}
     plain = ("metres_per_height", "primitive", "split", "shift", "events", "parameters", "seed")
     truth = Truth(
         position=track("position"),
@@ -218,6 +240,9 @@ def _clip(row: dict[str, Any], frames: torch.Tensor, masks: torch.Tensor | None)
         acceleration=track("acceleration"),
         acceleration_spread=row.get("acceleration_spread", 0.0),
         shake=track("shake") if "shake" in row else None,
+        captions=row.get("captions", {}),
+        assets=row.get("assets", {}),
+        **added,
         **{key: row[key] for key in plain},
     )
     return Clip(
