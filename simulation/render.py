@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from newtonrewards.core.clip import Clip, Source, Truth
 from newtonrewards.simulation import raycast
+from newtonrewards.simulation.backdrop import WALLS, trace_background
 from newtonrewards.simulation.camera import acceleration_spread
 from newtonrewards.simulation.scene import Scene, Surface
+from newtonrewards.simulation.shapes import SHAPES, TEXTURES
 
 OVERSAMPLING = 2  # 2x2 samples for each pixel
 
@@ -27,23 +29,17 @@ def render(scene: Scene, centres: NDArray[np.float64] | None = None) -> Clip:
             kept: the clip shows something wrong on purpose (`simulation.corrupt`).
     Returns:
         A clip of (T, 3, S, S) frames rounded to 8 bits (so that a file holds the same numbers), soft masks (the share
-        of a
-        pixel's samples that hit the object), exact flow and depth, track, events, and the frames before the first
+        of a pixel's samples that hit the object), exact flow and depth, track, events, and the frames before the first
         event.
     """
-    colour, hit, depth, flow = _traced(scene, scene.centres() if centres is None else centres, scene.tilts())
-    masks = _pooled(hit)
+    drawn = _drawn(scene, scene.centres() if centres is None else centres, scene.tilts(), truth=True)
     return Clip(
-        frames=_images(colour),
+        frames=torch.from_numpy(drawn.frames),
         fps=scene.capture_fps,
         caption=scene.caption,
-        masks=torch.from_numpy(masks),
+        masks=torch.from_numpy(drawn.masks[0]),
         valid=torch.from_numpy(scene.times <= scene.trajectory.first_break() + 1e-9),
-        truth=replace(
-            truth_of(scene),
-            flow=torch.from_numpy(_object_mean(flow, hit)[:-1] / OVERSAMPLING).permute(0, 3, 1, 2).contiguous(),
-            depth=torch.from_numpy(_pooled(depth)),
-        ),
+        truth=replace(truth_of(scene), flow=torch.from_numpy(drawn.flow), depth=torch.from_numpy(drawn.depth)),
         source=Source(playback_fps=scene.playback_fps, preprocessing=("rendered, 8 bits",)),
     )
 
@@ -54,27 +50,38 @@ def pictures(
     """The scene with its object at these places (T, 2) in world metres, turned by these angles (T,) in rad, and the
     object's soft masks.
     """
-    colour, hit, _, _ = _traced(scene, centres, tilts)
-    return _images(colour), torch.from_numpy(_pooled(hit))
+    drawn = _drawn(scene, centres, tilts, truth=False)
+    return torch.from_numpy(drawn.frames), torch.from_numpy(drawn.masks[0])
 
 
-def _traced(
-    scene: Scene, centres: NDArray[np.float64], tilts: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Colour, hit, depth and flow of each sample; see `raycast.trace_frames`."""
+def _drawn(scene: Scene, centres: NDArray[np.float64], tilts: NDArray[np.float64], *, truth: bool) -> raycast.Pictures:
     samples = scene.size_px * OVERSAMPLING
     focal = scene.camera.focal_px(samples)
     camera = np.concatenate([scene.camera.place()[None], scene.camera.axes()])
     light = np.array(scene.light)
-    backdrop = raycast.trace_background(samples, focal, camera, scene.wall_m, *_wedge(scene), light, *_surfaces(scene))
+    still = trace_background(samples, focal, camera, scene.wall_m, *_wedge(scene), light, *_surfaces(scene))
     look = scene.object_surface
-    traced: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
-    traced = raycast.trace_frames(
-        centres, samples, focal, camera, *backdrop, light,
-        raycast.SHAPES[scene.shape], np.array(scene.half_size), tilts, scene.yaw,
-        raycast.TEXTURES[look.texture], look.frequency, look.seed, np.array(look.colours),
-    )  # fmt: skip
-    return traced
+    bodies = raycast.Bodies(
+        centres=np.pad(centres, ((0, 0), (0, 1)))[None],
+        tilts=tilts[None],
+        kinds=np.array([SHAPES[scene.shape]]),
+        halves=np.array([scene.half_size]),
+        yaws=np.array([scene.yaw]),
+        textures=np.array([TEXTURES[look.texture]]),
+        frequencies=np.array([look.frequency]),
+        seeds=np.array([look.seed]),
+        colours=np.array([look.colours]),
+    )
+    size, count = scene.size_px, len(tilts)
+    out = raycast.Pictures(
+        frames=np.empty((count, 3, size, size), np.float32),
+        masks=np.zeros((1, count, size, size), np.float32),
+        depth=np.empty((count if truth else 0, size, size), np.float32),
+        flow=np.zeros((count - 1 if truth else 0, 2, size, size), np.float32),
+        samples=np.zeros((1, count, 2), np.int64),
+    )
+    raycast.draw(raycast.View(samples, focal, camera, light), raycast.Backdrop(*still), bodies, out)
+    return out
 
 
 def truth_of(scene: Scene) -> Truth:
@@ -136,30 +143,11 @@ def _wedge(scene: Scene) -> tuple[NDArray[np.float64], bool]:
 def _surfaces(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
     surfaces: tuple[Surface, ...] = (scene.wall, scene.floor, scene.wedge_surface)
     return (
-        np.array([raycast.WALLS[surface.texture] for surface in surfaces]),
+        np.array([WALLS[surface.texture] for surface in surfaces]),
         np.array([surface.frequency for surface in surfaces]),
         np.array([surface.seed for surface in surfaces]),
         np.array([surface.colours for surface in surfaces]),
     )
-
-
-def _pooled(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean over each pixel's samples: (T, n S, n S, ...) -> (T, S, S, ...)."""
-    # sums of strided views: numpy's mean over the two inner axes takes twice as long as tracing the clip
-    total = sum(samples[:, i::OVERSAMPLING, j::OVERSAMPLING] for i in range(OVERSAMPLING) for j in range(OVERSAMPLING))
-    return np.asarray(total, np.float32) / np.float32(OVERSAMPLING**2)
-
-
-def _object_mean(flow: NDArray[np.float32], hit: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Flow of the object where it covers at least half a pixel, else the still background's zero."""
-    share = _pooled(hit)[..., None]
-    return np.where(share >= 0.5, _pooled(flow) / np.maximum(share, 1e-6), 0.0).astype(np.float32)
-
-
-def _images(colour: NDArray[np.float32]) -> Float[torch.Tensor, "T 3 S S"]:
-    """Pixels from samples, rounded to 8 bits so that a file holds the same numbers."""
-    frames = np.round(np.clip(_pooled(colour), 0, 1) * 255) / 255
-    return torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
 
 
 def _tensor(values: NDArray[np.float64]) -> torch.Tensor:
