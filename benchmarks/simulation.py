@@ -47,7 +47,7 @@ def seconds(draw: Callable[[Scene], Any], drawn: Sequence[Scene]) -> float:
 
 
 def without_truth(scene: Scene) -> None:
-    pictures(scene, scene.centres(), scene.tilts())
+    pictures(scene)
 
 
 def as_files(scene: Scene) -> None:

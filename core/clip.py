@@ -19,6 +19,32 @@ from newtonrewards.core.errors import ShapeError
 RANGE_TOLERANCE = 1e-3
 
 
+@dataclass(frozen=True, eq=False)
+class BystanderTruth:
+    """What the simulator knows of another object in the scene, as `Truth` has it of the one that the clip is about.
+
+    Attributes:
+        motion: `still`, `slide`, `free_fall` or `horizontal_throw`.
+        position, velocity, acceleration: (T, 2) in the image, H, H/s, H/s^2.
+        world_position, world_velocity, world_acceleration: (T, 3) metres, m/s, m/s^2.
+        visible: (T,) share of it that nothing hides; NaN where it is out of the frame.
+        masks: (T, H, W) soft mask of what is visible, in [0, 1], or None where it wasn't kept.
+    """
+
+    motion: str
+    position: Float[Tensor, "T 2"]
+    velocity: Float[Tensor, "T 2"]
+    acceleration: Float[Tensor, "T 2"]
+    world_position: Float[Tensor, "T 3"]
+    world_velocity: Float[Tensor, "T 3"]
+    world_acceleration: Float[Tensor, "T 3"]
+    visible: Float[Tensor, "T"] | None = None
+    masks: Float[Tensor, "T H W"] | None = None
+    events: dict[str, float] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    assets: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Truth:
     """What the simulator knows about a clip, all in image coordinates of this clip.
@@ -48,6 +74,8 @@ class Truth:
         extrinsics: (T, 3, 4) rotation and translation from the world to that camera: x right, y down, z forward.
         captions: the same clip in other words, by phrasing (`simulation.captions`).
         assets: name of what object and surroundings are made of, by part.
+        bystanders: the other objects; flow and depth are of whatever is seen.
+        visible: (T,) share of the object that nothing hides; None: not known, for want of bystanders.
     """
 
     position: Float[Tensor, "T 2"]
@@ -71,6 +99,8 @@ class Truth:
     extrinsics: Float[Tensor, "T 3 4"] | None = None
     captions: dict[str, str] = field(default_factory=dict)
     assets: dict[str, str] = field(default_factory=dict)
+    bystanders: tuple[BystanderTruth, ...] = ()
+    visible: Float[Tensor, "T"] | None = None
 
     def pieces(self) -> Int[Tensor, "T"]:
         """Number of the law that holds at each frame: how many events lie before it. 0 up to the first event."""

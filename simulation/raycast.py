@@ -48,7 +48,7 @@ class Pictures(NamedTuple):
 
     `frames` (T, 3, S, S) in steps of 1 / 255, `masks` (B, T, S, S) share of a pixel that shows an object, `depth`
     (T, S, S) metres, `flow` (T - 1, 2, S, S) px of the object that covers half a pixel or more (else zero), `samples`
-    (B, T, 2) how many show an object, and how many would if there were no other.
+    (B, T, 2) how many show an object, and how many would if nothing were before it.
     """
 
     frames: Any
@@ -264,7 +264,7 @@ def draw_tile(f, rows, columns, dark, poses, view, backdrop, bodies, out, sums):
                         continue
                     ox, oy, oz = camera[0, 0] - p.x, camera[0, 1] - p.y, camera[0, 2] - p.z
                     way = strike(ox, oy, oz, ux, uy, uz, p.kind, p.hx, p.hy, p.hz, p.bound, p.ct, p.st, p.cyaw, p.syaw)
-                    if way * forward > far[a, b]:
+                    if way == np.inf:
                         continue
                     samples[k, f, 1] += 1
                     if way * forward <= away:

@@ -10,17 +10,20 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from newtonrewards.core.clip import Clip, Source, Truth
+from newtonrewards.core.clip import BystanderTruth, Clip, Source, Truth
 from newtonrewards.simulation import raycast
 from newtonrewards.simulation.backdrop import WALLS, trace_background
+from newtonrewards.simulation.bystanders import Bystander
 from newtonrewards.simulation.camera import acceleration_spread
-from newtonrewards.simulation.scene import Scene, Surface
+from newtonrewards.simulation.looks import Surface
+from newtonrewards.simulation.scene import Scene
 from newtonrewards.simulation.shapes import SHAPES, TEXTURES
 
+Array = NDArray[np.float64]
 OVERSAMPLING = 2  # 2x2 samples for each pixel
 
 
-def render(scene: Scene, centres: NDArray[np.float64] | None = None) -> Clip:
+def render(scene: Scene, centres: Array | None = None) -> Clip:
     """Draw a scene.
 
     Args:
@@ -32,53 +35,70 @@ def render(scene: Scene, centres: NDArray[np.float64] | None = None) -> Clip:
         of a pixel's samples that hit the object), exact flow and depth, track, events, and the frames before the first
         event.
     """
-    drawn = _drawn(scene, scene.centres() if centres is None else centres, scene.tilts(), truth=True)
+    drawn = _drawn(scene, _bodies(scene, centres), truth=True)
+    masks, truth = torch.from_numpy(drawn.masks), truth_of(scene)
+    if scene.bystanders:
+        with np.errstate(invalid="ignore"):  # 0 / 0: out of view
+            visible = _tensor(drawn.samples[..., 0] / drawn.samples[..., 1])
+        seen = zip(truth.bystanders, visible[1:], masks[1:], strict=True)
+        bystanders = tuple(replace(one, visible=share, masks=mask) for one, share, mask in seen)
+        truth = replace(truth, visible=visible[0], bystanders=bystanders)
     return Clip(
         frames=torch.from_numpy(drawn.frames),
         fps=scene.capture_fps,
         caption=scene.caption,
-        masks=torch.from_numpy(drawn.masks[0]),
+        masks=masks[0],
         valid=torch.from_numpy(scene.times <= scene.trajectory.first_break() + 1e-9),
-        truth=replace(truth_of(scene), flow=torch.from_numpy(drawn.flow), depth=torch.from_numpy(drawn.depth)),
+        truth=replace(truth, flow=torch.from_numpy(drawn.flow), depth=torch.from_numpy(drawn.depth)),
         source=Source(playback_fps=scene.playback_fps, preprocessing=("rendered, 8 bits",)),
     )
 
 
 def pictures(
-    scene: Scene, centres: NDArray[np.float64], tilts: NDArray[np.float64]
-) -> tuple[Float[torch.Tensor, "T 3 S S"], Float[torch.Tensor, "T S S"]]:
-    """The scene with its object at these places (T, 2) in world metres, turned by these angles (T,) in rad, and the
-    object's soft masks.
+    scene: Scene, chosen: NDArray[np.int64] | None = None
+) -> tuple[Float[torch.Tensor, "T 3 S S"], Float[torch.Tensor, "B T S S"]]:
+    """The frames of a scene, or some of them, without the rest of their truth; and the soft masks of the object and of
+    each bystander.
     """
-    drawn = _drawn(scene, centres, tilts, truth=False)
-    return torch.from_numpy(drawn.frames), torch.from_numpy(drawn.masks[0])
+    bodies = _bodies(scene)
+    if chosen is not None:
+        bodies = bodies._replace(centres=bodies.centres.take(chosen, 1), tilts=bodies.tilts.take(chosen, 1))
+    drawn = _drawn(scene, bodies, truth=False)
+    return torch.from_numpy(drawn.frames), torch.from_numpy(drawn.masks)
 
 
-def _drawn(scene: Scene, centres: NDArray[np.float64], tilts: NDArray[np.float64], *, truth: bool) -> raycast.Pictures:
+def _bodies(scene: Scene, centres: Array | None = None) -> raycast.Bodies:
+    """The object, at `centres` (T, 2) if they are given, and the bystanders."""
+    mine = np.pad(scene.centres() if centres is None else centres, ((0, 0), (0, 1)))
+    others = scene.bystanders
+    things: list[Scene | Bystander] = [scene, *others]
+    looks = [scene.object_surface, *(other.surface for other in others)]
+    return raycast.Bodies(
+        centres=np.stack([mine, *(other.centres(scene.times) for other in others)]),
+        tilts=np.stack([scene.tilts(), *(np.zeros(len(mine)) for _ in others)]),
+        kinds=np.array([SHAPES[thing.shape] for thing in things]),
+        halves=np.array([thing.half_size for thing in things]),
+        yaws=np.array([thing.yaw for thing in things]),
+        textures=np.array([TEXTURES[look.texture] for look in looks]),
+        frequencies=np.array([look.frequency for look in looks]),
+        seeds=np.array([look.seed for look in looks]),
+        colours=np.array([look.colours for look in looks]),
+    )
+
+
+def _drawn(scene: Scene, bodies: raycast.Bodies, *, truth: bool) -> raycast.Pictures:
     samples = scene.size_px * OVERSAMPLING
     focal = scene.camera.focal_px(samples)
     camera = np.concatenate([scene.camera.place()[None], scene.camera.axes()])
     light = np.array(scene.light)
     still = trace_background(samples, focal, camera, scene.wall_m, *_wedge(scene), light, *_surfaces(scene))
-    look = scene.object_surface
-    bodies = raycast.Bodies(
-        centres=np.pad(centres, ((0, 0), (0, 1)))[None],
-        tilts=tilts[None],
-        kinds=np.array([SHAPES[scene.shape]]),
-        halves=np.array([scene.half_size]),
-        yaws=np.array([scene.yaw]),
-        textures=np.array([TEXTURES[look.texture]]),
-        frequencies=np.array([look.frequency]),
-        seeds=np.array([look.seed]),
-        colours=np.array([look.colours]),
-    )
-    size, count = scene.size_px, len(tilts)
+    size, (number, count) = scene.size_px, bodies.tilts.shape
     out = raycast.Pictures(
         frames=np.empty((count, 3, size, size), np.float32),
-        masks=np.zeros((1, count, size, size), np.float32),
+        masks=np.zeros((number, count, size, size), np.float32),
         depth=np.empty((count if truth else 0, size, size), np.float32),
         flow=np.zeros((count - 1 if truth else 0, 2, size, size), np.float32),
-        samples=np.zeros((1, count, 2), np.int64),
+        samples=np.zeros((number, count, 2), np.int64),
     )
     raycast.draw(raycast.View(samples, focal, camera, light), raycast.Backdrop(*still), bodies, out)
     return out
@@ -101,6 +121,7 @@ def truth_of(scene: Scene) -> Truth:
         extrinsics=_tensor(camera.extrinsics()).expand(scene.num_frames, 3, 4),
         captions=scene.captions,
         assets=scene.assets,
+        bystanders=tuple(_bystander_truth(one, scene) for one in scene.bystanders),
         position=_tensor(camera.to_image(centres)),
         velocity=_tensor(velocity),
         acceleration=_tensor(acceleration),
@@ -115,9 +136,27 @@ def truth_of(scene: Scene) -> Truth:
     )
 
 
-def _right_handed(track: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(T, 2) of the plane of motion, as (T, 3) in the truth's world, whose z points to the viewer."""
-    return np.pad(track, ((0, 0), (0, 1)))
+def _bystander_truth(one: Bystander, scene: Scene) -> BystanderTruth:
+    centres, camera = one.centres(scene.times), scene.camera
+    _, velocity, acceleration = one.trajectory.at(scene.times)
+    seen = camera.derivatives(centres, velocity, acceleration)
+    return BystanderTruth(
+        motion=one.motion,
+        position=_tensor(camera.to_image(centres)),
+        velocity=_tensor(seen[0]),
+        acceleration=_tensor(seen[1]),
+        world_position=_tensor(_right_handed(centres)),
+        world_velocity=_tensor(_right_handed(velocity)),
+        world_acceleration=_tensor(_right_handed(acceleration)),
+        events={name: time * scene.capture_fps for name, time in one.trajectory.events.items()},
+        parameters={**one.parameters, "half_size_m": one.half_size[0]},
+        assets={"shape": one.shape, "texture": one.surface.name},
+    )
+
+
+def _right_handed(track: Array) -> Array:
+    """(T, 2) of the plane of motion, or (T, 3), as (T, 3) in the truth's world, whose z points to the viewer."""
+    return np.pad(track, ((0, 0), (0, 1))) if track.shape[1] == 2 else track * [1.0, 1.0, -1.0]
 
 
 def _parameters(scene: Scene) -> dict[str, Any]:
@@ -133,14 +172,14 @@ def _parameters(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _wedge(scene: Scene) -> tuple[NDArray[np.float64], bool]:
+def _wedge(scene: Scene) -> tuple[Array, bool]:
     wedge = scene.wedge
     if wedge is None:
         return np.zeros(5), False
     return np.array([wedge.foot_x, wedge.uphill, wedge.incline, wedge.length, wedge.half_depth]), True
 
 
-def _surfaces(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+def _surfaces(scene: Scene) -> tuple[NDArray[np.int64], Array, NDArray[np.int64], Array]:
     surfaces: tuple[Surface, ...] = (scene.wall, scene.floor, scene.wedge_surface)
     return (
         np.array([WALLS[surface.texture] for surface in surfaces]),
@@ -150,5 +189,5 @@ def _surfaces(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.float64], NDA
     )
 
 
-def _tensor(values: NDArray[np.float64]) -> torch.Tensor:
+def _tensor(values: Array) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))

@@ -15,7 +15,17 @@ from newtonrewards.core.run import write_atomic
 
 GROUPS = ("parameters", "events", "captions", "assets")
 TRACKS = ("position", "velocity", "acceleration")
-LEFT_OUT = (*TRACKS, *(f"world_{name}" for name in TRACKS), "valid", "members", "shake", "intrinsics", "extrinsics")
+LEFT_OUT = (
+    *TRACKS,
+    *(f"world_{name}" for name in TRACKS),
+    "valid",
+    "members",
+    "shake",
+    "intrinsics",
+    "extrinsics",
+    "visible",
+    "bystanders",
+)
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
