@@ -35,19 +35,21 @@ def scenes(size: int, count: int) -> list[Scene]:
     return [sample_scene(1, i, primitive=MOTIONS[i % len(MOTIONS)], ranges=changed) for i in range(count)]
 
 
-def seconds(draw: Callable[[Scene], Any], drawn: Sequence[Scene]) -> float:
-    """Median CPU seconds of a clip, after one to warm up."""
-    draw(drawn[0])
-    taken = []
-    for scene in drawn:
-        started = time.process_time()
-        draw(scene)
-        taken.append(time.process_time() - started)
-    return float(np.median(taken))
+def seconds(draws: Sequence[Callable[[Scene], Any]], drawn: Sequence[Scene]) -> list[float]:
+    """Median CPU seconds of a clip for each way to draw it, after one to warm up; they take turns, clip by clip."""
+    taken = np.empty((len(drawn), len(draws)))
+    for draw in draws:
+        draw(drawn[0])
+    for row, scene in enumerate(drawn):
+        for column, draw in enumerate(draws):
+            started = time.process_time()
+            draw(scene)
+            taken[row, column] = time.process_time() - started
+    return [float(value) for value in np.median(taken, axis=0)]
 
 
 def without_truth(scene: Scene) -> None:
-    pictures(scene, scene.centres(), scene.tilts())
+    pictures(scene)
 
 
 def as_files(scene: Scene) -> None:
@@ -108,8 +110,9 @@ def main() -> None:
     ]
     for size in SIZES:
         drawn = scenes(size, a.clips)
-        plain, truth, files = (seconds(draw, drawn) for draw in (without_truth, render, as_files))
-        theirs = None if other is None else seconds(other, drawn)
+        ways = [without_truth, render, as_files, *([] if other is None else [other])]
+        plain, truth, files, *rest = seconds(ways, drawn)
+        theirs = rest[0] if rest else None
         ratio = "-" if theirs is None else f"{theirs / truth:.1f}"
         column = "-" if theirs is None else f"{1 / theirs:.2f}"
         rows.append(f"| {size} | {1 / plain:.2f} | {1 / truth:.2f} | {1 / files:.2f} | {column} | {ratio} |")

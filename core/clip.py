@@ -19,6 +19,32 @@ from newtonrewards.core.errors import ShapeError
 RANGE_TOLERANCE = 1e-3
 
 
+@dataclass(frozen=True, eq=False)
+class BystanderTruth:
+    """What the simulator knows of another object in the scene, as `Truth` has it of the one that the clip is about.
+
+    Attributes:
+        motion: `still`, `slide`, `free_fall` or `horizontal_throw`.
+        position, velocity, acceleration: (T, 2) in the image, H, H/s, H/s^2.
+        world_position, world_velocity, world_acceleration: (T, 3) metres, m/s, m/s^2.
+        visible: (T,) share of it that nothing hides; NaN where it is out of the frame.
+        masks: (T, H, W) soft mask of what is visible, in [0, 1], or None where it wasn't kept.
+    """
+
+    motion: str
+    position: Float[Tensor, "T 2"]
+    velocity: Float[Tensor, "T 2"]
+    acceleration: Float[Tensor, "T 2"]
+    world_position: Float[Tensor, "T 3"]
+    world_velocity: Float[Tensor, "T 3"]
+    world_acceleration: Float[Tensor, "T 3"]
+    visible: Float[Tensor, "T"] | None = None
+    masks: Float[Tensor, "T H W"] | None = None
+    events: dict[str, float] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    assets: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Truth:
     """What the simulator knows about a clip, all in image coordinates of this clip.
@@ -40,6 +66,16 @@ class Truth:
             mean (one standard deviation); 0 for a camera that looks straight at the plane of motion.
         shake: (T, 2, 3) affine map from the resting camera's image, in which the track is given, to each frame, both in
             H; masks, flow and depth are those of the frames. None: the camera rests.
+        world_position: (T, 3) object centre in world metres: x right, y up from the floor, z from the plane of motion
+            towards the viewer (right-handed). None, as the four below: a clip of an older version.
+        world_velocity: (T, 3) m/s.
+        world_acceleration: (T, 3) m/s^2, the right-hand limit at an event.
+        intrinsics: (T, 3, 3) of the camera that took each frame, in H: upper triangular, last row 0 0 1.
+        extrinsics: (T, 3, 4) rotation and translation from the world to that camera: x right, y down, z forward.
+        captions: the same clip in other words, by phrasing (`simulation.captions`).
+        assets: name of what object and surroundings are made of, by part.
+        bystanders: the other objects; flow and depth are of whatever is seen.
+        visible: (T,) share of the object that nothing hides; None: not known, for want of bystanders.
     """
 
     position: Float[Tensor, "T 2"]
@@ -56,12 +92,37 @@ class Truth:
     seed: int = 0
     acceleration_spread: float = 0.0
     shake: Float[Tensor, "T 2 3"] | None = None
+    world_position: Float[Tensor, "T 3"] | None = None
+    world_velocity: Float[Tensor, "T 3"] | None = None
+    world_acceleration: Float[Tensor, "T 3"] | None = None
+    intrinsics: Float[Tensor, "T 3 3"] | None = None
+    extrinsics: Float[Tensor, "T 3 4"] | None = None
+    captions: dict[str, str] = field(default_factory=dict)
+    assets: dict[str, str] = field(default_factory=dict)
+    bystanders: tuple[BystanderTruth, ...] = ()
+    visible: Float[Tensor, "T"] | None = None
 
     def pieces(self) -> Int[Tensor, "T"]:
         """Number of the law that holds at each frame: how many events lie before it. 0 up to the first event."""
         frames = torch.arange(len(self.position), dtype=torch.float64)
         times = torch.tensor(sorted(self.events.values()), dtype=torch.float64)
         return (frames[:, None] > times + 1e-6).sum(1)
+
+    def seen(self) -> Float[Tensor, "T 3"] | None:
+        """Where each frame's camera sees `world_position`: x and y in H, and depth in metres. None without cameras.
+
+        K (R p + t), divided by its last row; x and y are `position`, through `shake` where the camera shakes.
+        """
+        if self.world_position is None or self.intrinsics is None or self.extrinsics is None:
+            return None
+        point = self.extrinsics[:, :, :3] @ self.world_position[:, :, None] + self.extrinsics[:, :, 3:]
+        x, y, depth = (self.intrinsics @ point)[:, :, 0].unbind(1)
+        return torch.stack([x / depth, y / depth, depth], 1)
+
+    def metres_per_px(self, height: int) -> Float[Tensor, "T"] | None:
+        """Metres in one pixel of frames `height` px high, at the object's depth in each frame. None without cameras."""
+        seen = self.seen()
+        return None if seen is None or self.intrinsics is None else seen[:, 2] / self.intrinsics[:, 1, 1] / height
 
 
 @dataclass(frozen=True)

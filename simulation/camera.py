@@ -1,6 +1,7 @@
 """Pinhole camera that looks at the plane of motion, straight or from the side: projection and its derivatives.
 
-World coordinates: metres, x right, y up, z away from the viewer; the motion lies in the plane z = 0.
+World coordinates: metres, x right, y up, z away from the viewer; the motion lies in the plane z = 0. Points (N, 2) lie
+in that plane, points (N, 3) anywhere.
 """
 
 from __future__ import annotations
@@ -41,25 +42,34 @@ class Camera:
         """Focal length in pixels of a `size` px image."""
         return size * self.distance / self.view_m
 
+    def intrinsics(self) -> Array:
+        """(3, 3) in frame heights, as `core.clip.Truth` has it."""
+        focal = self.distance / self.view_m
+        return np.array([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]])
+
+    def extrinsics(self) -> Array:
+        """(3, 4) as `core.clip.Truth` has it: the world's z points to the viewer there, the camera's y down."""
+        down = np.diag([1.0, -1.0, 1.0]) @ self.axes()
+        return np.concatenate([down @ np.diag([1.0, 1.0, -1.0]), -(down @ self.place())[:, None]], axis=1)
+
     def to_image(self, points: Array) -> Array:
-        """World points (N, 2) of the plane of motion to image coordinates in frame heights, x right, y down, origin
-        top left.
-        """
+        """World points to image coordinates (N, 2) in frame heights, x right, y down, origin top left."""
         x, y, z = self._seen(points)
         near = self.distance / z
         return np.stack([x * near / self.view_m + 0.5, -y * near / self.view_m + 0.5], axis=1)
 
     def depth(self, points: Array) -> Array:
-        """(N,) metres along the optical axis of world points (N, 2) of the plane of motion."""
+        """(N,) metres along the optical axis of world points."""
         return self._seen(points)[2]
 
     def derivatives(self, points: Array, velocity: Array, acceleration: Array) -> tuple[Array, Array]:
-        """Velocity (H/s) and acceleration (H/s^2) in the image, each (N, 2), of moving points (N, 2) of the world.
+        """Velocity (H/s) and acceleration (H/s^2) in the image, each (N, 2), of world points that move
+        parallel to the plane of motion with (N, 2) m/s and m/s^2.
 
         Twice the derivative of u = x / z: u' = (x' - u z') / z and u'' = (x'' - u z'' - 2 u' z') / z.
         """
         down = np.array([1.0, -1.0])
-        if self.yaw == self.pitch == 0:  # nothing comes nearer
+        if self.yaw == self.pitch == 0 and points.shape[1] == 2:  # nothing comes nearer
             return velocity * down / self.view_m, acceleration * down / self.view_m
         (x, y, z), axes = self._seen(points), self.axes()[:, :2]
         (vx, vy, vz), (ax, ay, az) = axes @ velocity.T, axes @ acceleration.T
@@ -73,8 +83,9 @@ class Camera:
         return np.stack(first, 1) * down / self.view_m, np.stack(second, 1) * down / self.view_m
 
     def _seen(self, points: Array) -> Array:
-        """(3, N) camera coordinates of world points (N, 2)."""
-        offset = np.stack([points[:, 0], points[:, 1] - self.height, np.zeros(len(points))])
+        """(3, N) camera coordinates of world points."""
+        away = points[:, 2] if points.shape[1] == 3 else np.zeros(len(points))
+        offset = np.stack([points[:, 0], points[:, 1] - self.height, away])
         return self.axes() @ offset + np.array([[0.0], [0.0], [self.distance]])
 
 

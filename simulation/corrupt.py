@@ -104,11 +104,11 @@ def freeze(scene: Scene, strength: float, _: np.random.Generator) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """A clip taken apart: frames (T, 3, H, W), empty background (3, H, W), soft masks (T, 1, H, W), and the share of
+    """A clip taken apart: frames (T, 3, H, W), empty background (T, 3, H, W), soft masks (T, 1, H, W), and the share of
     the clip that has passed in each frame, (T, 1, 1, 1) in [0, 1]."""
 
     frames: Float[Tensor, "T 3 H W"]
-    background: Float[Tensor, "3 H W"]
+    background: Float[Tensor, "T 3 H W"]
     masks: Float[Tensor, "T 1 H W"]
     passed: Float[Tensor, "T 1 1 1"]
     seed: int
@@ -128,7 +128,7 @@ class Layers:
 
 def _looks(scene: Scene, change: Callable[[Layers, float], Tensor], strength: float) -> Clip:
     clip = render(scene)
-    background = render(scene, scene.centres() + FAR).frames[0]
+    background = render(scene, scene.centres() + FAR).frames
     assert clip.masks is not None, "the renderer gives them"
     passed = torch.linspace(0, 1, clip.num_frames).reshape(-1, 1, 1, 1)
     layers = Layers(

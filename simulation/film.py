@@ -6,6 +6,7 @@ The perfect camera of `render` is what training uses; this one is for testing in
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from newtonrewards.core.clip import Clip, Truth
+from newtonrewards.core.clip import BystanderTruth, Clip, Truth
 from newtonrewards.core.recipe import Config
 from newtonrewards.core.run import stream_seed
 from newtonrewards.simulation.render import pictures, render
@@ -88,10 +89,13 @@ def _exposed(scene: Scene, shutter: float) -> Clip:
     fine = replace(scene, num_frames=scene.num_frames * parts, capture_fps=scene.capture_fps * parts)
     lit = np.flatnonzero(np.arange(fine.num_frames) % parts < EXPOSURES)
     sharp, masks = (
-        x.unflatten(0, (scene.num_frames, EXPOSURES)).mean(1)
-        for x in pictures(fine, fine.centres()[lit], fine.tilts()[lit])
+        x.unflatten(dim, (scene.num_frames, EXPOSURES)).mean(dim + 1) for dim, x in enumerate(pictures(fine, lit))
     )
-    return replace(render(scene), frames=sharp, masks=masks)
+    clip = render(scene)
+    assert clip.truth is not None, "the renderer gives it"
+    bystanders = zip(clip.truth.bystanders, masks[1:], strict=True)
+    truth = replace(clip.truth, bystanders=tuple(replace(one, masks=mask) for one, mask in bystanders))
+    return replace(clip, frames=sharp, masks=masks[0], truth=truth)
 
 
 def _wander(rng: np.random.Generator, shape: tuple[int, ...], frames: float) -> NDArray[np.float64]:
@@ -130,6 +134,20 @@ class _Hand:
         offset = middle - np.einsum("tij,tj->ti", turn, middle + self.zoom * self.shift)
         return torch.from_numpy(np.concatenate([turn, offset[:, :, None]], 2))
 
+    def cameras(
+        self, intrinsics: Float[Tensor, "T 3 3"], extrinsics: Float[Tensor, "T 3 4"]
+    ) -> tuple[Float[Tensor, "T 3 3"], Float[Tensor, "T 3 4"]]:
+        """Those of the frames, from the resting camera's: it turns about its axis, zooms, and shifts its lens."""
+        turn, offset = self.truth()[..., :2].to(intrinsics), self.truth()[..., 2:].to(intrinsics)
+        middle = torch.tensor([[self.shape / 2], [0.5]]).to(intrinsics)
+        zoomed = (intrinsics[:, :2, 2:] - middle) * self.zoom + middle
+        moved = intrinsics.clone()
+        moved[:, :2, :2] *= self.zoom  # equal in x and y, so it changes places with the turn
+        moved[:, :2, 2:] = turn @ zoomed + offset
+        turned = extrinsics.clone()
+        turned[:, :2] = turn @ extrinsics[:, :2]
+        return moved, turned
+
 
 def _shaken(clip: Clip, hand: _Hand) -> tuple[Tensor, Tensor | None, Truth | None]:
     """Frames (which may overshoot [0, 1]), masks and truth of the moving camera."""
@@ -139,19 +157,32 @@ def _shaken(clip: Clip, hand: _Hand) -> tuple[Tensor, Tensor | None, Truth | Non
     def seen(values: Tensor, mode: str) -> Tensor:
         return grid_sample(values, grid[: len(values)], mode=mode, padding_mode="border", align_corners=False)
 
+    def zoomed(values: Truth | BystanderTruth) -> dict[str, Any]:
+        middle = torch.tensor([hand.shape / 2, 0.5])
+        return {
+            "position": (values.position - middle) * hand.zoom + middle,
+            "velocity": values.velocity * hand.zoom,
+            "acceleration": values.acceleration * hand.zoom,
+        }
+
+    def other(one: BystanderTruth) -> BystanderTruth:
+        mask = None if one.masks is None else seen(one.masks[:, None], "bilinear")[:, 0]
+        return replace(one, masks=mask, **zoomed(one))
+
     truth = clip.truth
     if truth is not None:
-        middle = torch.tensor([hand.shape / 2, 0.5])
         truth = replace(
             truth,
-            position=(truth.position - middle) * hand.zoom + middle,
-            velocity=truth.velocity * hand.zoom,
-            acceleration=truth.acceleration * hand.zoom,
+            **zoomed(truth),
+            bystanders=tuple(map(other, truth.bystanders)),
             metres_per_height=truth.metres_per_height / hand.zoom,
             flow=None if truth.flow is None else _flow(seen(truth.flow, "nearest"), grid, source),
             depth=None if truth.depth is None else seen(truth.depth[:, None], "bilinear")[:, 0],
             shake=hand.truth().to(truth.position),
         )
+        if truth.intrinsics is not None and truth.extrinsics is not None:
+            intrinsics, extrinsics = hand.cameras(truth.intrinsics, truth.extrinsics)
+            truth = replace(truth, intrinsics=intrinsics, extrinsics=extrinsics)
     masks = None if clip.masks is None else seen(clip.masks[:, None], "bilinear")[:, 0]
     return seen(clip.frames, "bicubic"), masks, truth
 

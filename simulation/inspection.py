@@ -27,7 +27,7 @@ from newtonrewards.core.run import write_atomic
 from newtonrewards.core.video import to_8bit
 from newtonrewards.core.workers import each
 from newtonrewards.simulation import tars
-from newtonrewards.simulation.store import ClipFolder
+from newtonrewards.simulation.store import WORLD, ClipFolder
 
 SHEET_FRAMES, SHEET_CLIPS, SHEET_PX = 5, 3, 96
 
@@ -131,10 +131,15 @@ def _disagreement(clip: Clip, row: Mapping[str, Any]) -> str:
     for name, track in tracks.items():
         if tuple(track.shape) != (clip.num_frames, 2):
             return f"{name} of shape {tuple(track.shape)} for {clip.num_frames} frames"
-    numbers = {"flow": truth.flow, "depth": truth.depth, **tracks}
+    cameras = {"intrinsics": truth.intrinsics, "extrinsics": truth.extrinsics}
+    world = {name: getattr(truth, name) for name in WORLD}
+    numbers = {"flow": truth.flow, "depth": truth.depth, **tracks, **world, **cameras}
     for name, array in numbers.items():
         if array is not None and not bool(torch.isfinite(array).all()):
             return f"{name} holds numbers that aren't finite"
+    seen = truth.seen()
+    if seen is not None and truth.shake is None and float((seen[:, :2] - truth.position).abs().max()) > 1e-4:
+        return "the track in the world, seen by the cameras, isn't the track in the image"
     if abs((clip.source.playback_fps or 0) - row["playback_fps"]) > 0.01:
         return f"the video plays at {clip.source.playback_fps} fps, its row says {row['playback_fps']}"
     return ""

@@ -32,10 +32,10 @@ from newtonrewards.core.given import track_of
 from newtonrewards.core.recipe import Config
 from newtonrewards.core.video import read_clip, write_video
 from newtonrewards.simulation import sidecars
+from newtonrewards.simulation.captions import PISA
 from newtonrewards.simulation.store import ClipFolder
 
 PISA_FPS = {"rgba_*.jpg": 16.0, "[0-9]*.jpg": 120.0}  # simulated and filmed clips, frames per second of physical time
-PISA_CAPTION = "a video of an object dropping"  # configs/dataset/psft.csv
 
 
 class LayoutConfig(Config):
@@ -183,7 +183,7 @@ def _pisa(folder: Path, config: LayoutConfig) -> list[Entry]:
             film = partial(_film, sorted(clip.glob(pattern)), rate)
             file = next((clip / name for name in ("mask.npz", "mask.npy") if (clip / name).is_file()), None)
             masks = None if file is None else partial(sidecars.read_masks, file, _dropped(clip / "clip_info.json"))
-            entries.append(Entry(_name(folder, clip), clip, film, config.caption or PISA_CAPTION, masks=masks))
+            entries.append(Entry(_name(folder, clip), clip, film, config.caption or PISA, masks=masks))
     return entries
 
 

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import colorsys
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A texture family with its two colours; `frequency` in periods per metre (background) or per half size
+    (object).
+    """
+
+    texture: str
+    colours: tuple[Colour, Colour]
+    frequency: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.texture}-{self.seed:05x}"
 
 
 def half_size(rng: np.random.Generator, shape: str, size: float) -> tuple[float, float, float]:

@@ -104,6 +104,11 @@ def flight(
         phases.append(Phase(land, (x, 0.0), (speed, rebound), (0.0, -g)))
 
 
+def slide(speed: float, friction: float, g: float = GRAVITY) -> Trajectory:
+    """Along the floor at `speed` (m/s, negative to the left) until Coulomb friction has stopped it."""
+    return _slide_to_rest([], {}, 0.0, (0.0, 0.0), speed, (1.0, 0.0), friction * g)
+
+
 def roll_down(th: float, direction: float, g: float = GRAVITY) -> Trajectory:
     """A solid ball from rest down an incline of angle `th` (rad), rolling without slipping: a = 5/7 g sin th.
 

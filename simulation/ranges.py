@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from newtonrewards.core.errors import InputError
 from newtonrewards.core.recipe import Config, load
@@ -18,7 +21,7 @@ class World(Config):
 
     `spin_rad_s` turns objects in flight about the line of sight, either way; `camera_yaw_deg` and `camera_pitch_deg`
     move the camera to the left (right where negative) and up around the middle of the view; `restitution` lets objects
-    bounce.
+    bounce. `bystanders` is the number of further objects.
     """
 
     size_px: int
@@ -34,6 +37,7 @@ class World(Config):
     camera_yaw_deg: Range = (0.0, 0.0)
     camera_pitch_deg: Range = (0.0, 0.0)
     restitution: Range = (0.0, 0.0)
+    bystanders: int = Field(0, ge=0, le=8)
 
 
 class Quantities(Config):
@@ -52,11 +56,20 @@ class Assets(Config):
     walls: tuple[str, ...]
 
 
+class Bystanders(Config):
+    """What further objects are drawn from: size, distance behind the plane of motion, and motions."""
+
+    half_size_m: Range
+    depth_m: Range
+    motions: dict[Literal["still", "slide", "free_fall", "horizontal_throw"], Quantities]
+
+
 class Ranges(Config):
     version: int
     world: World
     primitives: dict[str, dict[str, Quantities]]
     assets: dict[str, Assets]
+    bystanders: Bystanders | None = None  # None: those of the default ranges
 
 
 @cache

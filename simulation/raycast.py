@@ -1,372 +1,339 @@
-"""The kernels of the fast renderer: sphere-traced SDF objects over an analytic floor, wall and wedge.
+"""The fast renderer: objects (`shapes.py`) before what stands still (`backdrop.py`), in all frames of a clip.
 
 All of it is plain numba on arrays; `render.py` is the readable side. Lengths in metres, `focal` in pixels of the
 (sub)sampled image, `camera` (4, 3): where it stands, then unit vectors right, up and forward, in the world.
+
+A frame is the still picture where nothing moved: only tiles that an object or its shadow may reach are traced, and the
+samples gathered into pixels at once. Letters: B objects, T frames, S pixels and N = 2 S samples to a side.
 """
 
 from __future__ import annotations
 
 import math
-from typing import no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 from numba import njit
 
-SHAPES = {"sphere": 0, "box": 1, "puck": 2, "rounded_box": 3, "hex_prism": 4, "capsule": 5}
-TEXTURES = {"two_tone": 0, "checker": 1, "stripes": 2, "dots": 3, "rings": 4, "zigzag": 5}
-WALLS = {"clouds": 0, "bricks": 1, "panels": 2}
-AMBIENT = 0.55
-TRACE_STEPS = 48
-HIT = 1e-3
+from newtonrewards.simulation.backdrop import hashed, world_ray
+from newtonrewards.simulation.shapes import AMBIENT, HIT, local, object_mix, object_shadow, shading, strike
+
+# First digits of the sha256 of backdrop.py and shapes.py, in this order: numba's cache of this file doesn't see changes
+# there, and would go on drawing with the old ones. A test says what to write here.
+COMPILED_WITH = "3da28732"
+TILE = 4  # pixels to a side
+FULL, QUARTER, HALF = np.float32(255), np.float32(4), np.float32(2)
 
 
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def sdf(kind, x, y, z, hx, hy, hz):
-    """Signed distance to a shape with half extents (hx, hy, hz); formulas after Inigo Quilez,
-    iquilezles.org/articles/distfunctions.
+class View(NamedTuple):
+    """Camera and light: `size` in samples, `camera` (4, 3), `light` (3,) a unit vector to it."""
+
+    size: int
+    focal: float
+    camera: Any
+    light: Any
+
+
+class Backdrop(NamedTuple):
+    """What `backdrop.trace_background` gives."""
+
+    points: Any
+    albedo: Any
+    direct: Any
+    depth: Any
+
+
+class Pictures(NamedTuple):
+    """What is drawn; depth and flow of length 0 aren't.
+
+    `frames` (T, 3, S, S) in steps of 1 / 255, `masks` (B, T, S, S) share of a pixel that shows an object, `depth`
+    (T, S, S) metres, `flow` (T - 1, 2, S, S) px of the object that covers half a pixel or more (else zero), `samples`
+    (B, T, 2) how many show an object, and how many would if nothing were before it.
     """
-    if kind == 0:
-        return math.sqrt(x * x + y * y + z * z) - hx
-    if kind == 2:
-        dx, dy = math.sqrt(x * x + z * z) - hx, abs(y) - hy
-        return min(max(dx, dy), 0.0) + math.sqrt(max(dx, 0.0) ** 2 + max(dy, 0.0) ** 2)
-    if kind == 4:
-        ax, az = abs(x), abs(z)
-        side = max(ax * 0.8660254 + az * 0.5, az) - hx * 0.8660254
-        dy = abs(y) - hy
-        return min(max(side, dy), 0.0) + math.sqrt(max(side, 0.0) ** 2 + max(dy, 0.0) ** 2)
-    if kind == 5:
-        along = max(abs(x) - (hx - hy), 0.0)
-        return math.sqrt(along * along + y * y + z * z) - hy
-    r = 0.35 * min(hx, hy, hz) if kind == 3 else 0.0
-    dx, dy, dz = abs(x) - hx + r, abs(y) - hy + r, abs(z) - hz + r
-    outside = math.sqrt(max(dx, 0.0) ** 2 + max(dy, 0.0) ** 2 + max(dz, 0.0) ** 2)
-    return outside + min(max(dx, dy, dz), 0.0) - r
+
+    frames: Any
+    masks: Any
+    depth: Any
+    flow: Any
+    samples: Any
 
 
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def hashed(i, j, seed):
-    n = (i * 374761393 + j * 668265263 + seed * 2147483647) & 0x7FFFFFFF
-    n = ((n ^ (n >> 13)) * 1274126177) & 0x7FFFFFFF
-    return ((n ^ (n >> 16)) & 0xFFFF) / 65535.0
-
-
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def noise(x, y, seed):
-    """Smooth value noise in [0, 1], period about 1."""
-    i, j = math.floor(x), math.floor(y)
-    fx, fy = x - i, y - j
-    fx, fy = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy)
-    i, j = int(i), int(j)
-    low = hashed(i, j, seed) * (1 - fx) + hashed(i + 1, j, seed) * fx
-    high = hashed(i, j + 1, seed) * (1 - fx) + hashed(i + 1, j + 1, seed) * fx
-    return low * (1 - fy) + high * fy
-
-
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def background_mix(kind, x, y, frequency, seed):
-    """Share of the second colour on wall, floor or ramp."""
-    u, v = x * frequency, y * frequency
-    clouds = 0.65 * noise(u, v, seed) + 0.35 * noise(2.3 * u, 2.3 * v, seed + 1)
-    if kind == 1:
-        row = math.floor(v * 1.6)
-        shifted = u * 0.9 + 0.5 * (row % 2)
-        joint = min(shifted - math.floor(shifted), 1.0) < 0.1 or v * 1.6 - row < 0.14
-        return 1.0 if joint else 0.5 * hashed(math.floor(shifted), int(row), seed)
-    if kind == 2:
-        panel = math.floor(u * 1.1)
-        return 1.0 if u * 1.1 - panel < 0.08 else 0.3 * clouds + 0.4 * hashed(int(panel), 0, seed)
-    return clouds
-
-
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def object_mix(kind, x, y, z, frequency, seed):
-    """0 or 1, which of the object's colours; (x, y, z) in half sizes."""
-    shift = hashed(seed, 7, 3) - 0.5
-    tilt = 3.14159 * hashed(seed, 5, 1)
-    u, v = math.cos(tilt) * x + math.sin(tilt) * y, math.cos(tilt) * y - math.sin(tilt) * x
-    if kind == 0:
-        return 1.0 if u > 0.5 * shift else 0.0
-    if kind == 1:
-        cells = math.floor(x * frequency + shift) + math.floor(y * frequency + shift) + math.floor(z * frequency)
-        return float(cells % 2)
-    if kind == 2:
-        return 1.0 if (u * frequency + shift) % 1.0 < 0.5 else 0.0
-    if kind == 3:
-        du, dv = (x * frequency + shift) % 1.0 - 0.5, (y * frequency + shift) % 1.0 - 0.5
-        return 1.0 if du * du + dv * dv < 0.1 else 0.0
-    if kind == 4:
-        return 1.0 if (math.sqrt(x * x + y * y) * 1.5 * frequency + shift) % 1.0 < 0.5 else 0.0
-    return 1.0 if (u * frequency + 0.5 * abs((v * 1.5) % 1.0 - 0.5) + shift) % 1.0 < 0.5 else 0.0
-
-
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def wedge_hit(ox, oy, oz, dx, dy, dz, wedge):
-    """Entry distance and face (0 slope, 1 end, 2 front, 3 bottom, 4 back) of a ray into the ramp, or (inf, -1).
-
-    The ramp is the convex body of five half spaces n.p <= d; `wedge` = (foot_x, uphill, incline, length, half_depth).
+class Bodies(NamedTuple):
+    """Objects: poses `centres` (B, T, 3) and `tilts` (B, T) about the line of sight; kinds and textures by number,
+    `halves` (B, 3), `colours` (B, 2, 3), the rest (B,).
     """
-    foot, up, th, length, depth = wedge[0], wedge[1], wedge[2], wedge[3], wedge[4]
-    near, far, face = -1e9, 1e9, -1
-    for k in range(5):
-        nx, ny, nz, d = 0.0, 0.0, 0.0, 0.0
-        if k == 0:
-            nx, ny = -up * math.sin(th), math.cos(th)
-            d = nx * foot
-        elif k == 1:
-            nx, d = up, up * foot + length * math.cos(th)
-        elif k == 2:
-            nz, d = -1.0, depth
-        elif k == 3:
-            ny = -1.0
-        else:
-            nz, d = 1.0, depth
-        speed = nx * dx + ny * dy + nz * dz
-        gap = d - (nx * ox + ny * oy + nz * oz)
-        if abs(speed) < 1e-12:
-            if gap < 0:
-                return np.inf, -1
-        elif speed < 0:
-            if gap / speed > near:
-                near, face = gap / speed, k
-        else:
-            far = min(far, gap / speed)
-    if near > far or far < 1e-4 or near < 1e-4:
-        return np.inf, -1
-    return near, face
+
+    centres: Any
+    tilts: Any
+    kinds: Any
+    halves: Any
+    yaws: Any
+    textures: Any
+    frequencies: Any
+    seeds: Any
+    colours: Any
 
 
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def world_ray(dx, dy, camera):
-    """Direction of the ray (dx, dy, 1) of the camera in the world: one step along it is one metre of depth."""
-    return (
-        dx * camera[1, 0] + dy * camera[2, 0] + camera[3, 0],
-        dx * camera[1, 1] + dy * camera[2, 1] + camera[3, 1],
-        dx * camera[1, 2] + dy * camera[2, 2] + camera[3, 2],
-    )
-
-
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def trace_background(size, focal, camera, wall_z, wedge, has_wedge, light, kinds, frequencies, seeds, colours):
-    """Static part of the picture: hit point, lit colour split into ambient and direct light, and depth, for each
-    sample.
-
-    Args:
-        kinds, frequencies, seeds, colours: of wall, floor, ramp; colours (3, 2, 3).
-    Returns:
-        points (N, N, 3), albedo (N, N, 3), direct (N, N) = n.l without shadow of the object, depth (N, N) metres
-        along the optical axis.
+class Pose(NamedTuple):
+    """A body in a frame: texture, centre, half extents and their bounding ball, sines of its angles, the light along
+    its own axes, its step and turn to the next frame, and the rows and columns of samples beyond which it isn't.
     """
-    points, albedo = np.empty((size, size, 3)), np.empty((size, size, 3))
-    direct, depth = np.empty((size, size)), np.empty((size, size))
-    ox, oy, oz = camera[0, 0], camera[0, 1], camera[0, 2]
+
+    kind: int
+    texture: int
+    frequency: float
+    shift: float
+    ctex: float
+    stex: float
+    x: float
+    y: float
+    z: float
+    hx: float
+    hy: float
+    hz: float
+    bound: float
+    ct: float
+    st: float
+    cyaw: float
+    syaw: float
+    lx: float
+    ly: float
+    lz: float
+    cturn: float
+    sturn: float
+    mx: float
+    my: float
+    top: float
+    bottom: float
+    left: float
+    right: float
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def around(x, y, z, hx, hy, hz, ct, st, cyaw, syaw, camera, focal, size):
+    """Rows from, to, and columns from, to, outside of which no ray meets a body: around its box's corners, seen."""
+    up, down, left, right = np.inf, -np.inf, np.inf, -np.inf
+    hx, hy, hz = max(hx, hz) + 2 * HIT, hy + 2 * HIT, max(hx, hz) + 2 * HIT
+    for corner in range(8):
+        # from the body's axes to the world: the inverse of `local`
+        a, b, c = (hx if corner & 1 else -hx), (hy if corner & 2 else -hy), (hz if corner & 4 else -hz)
+        a, c = cyaw * a - syaw * c, syaw * a + cyaw * c
+        px, py, pz = x + ct * a - st * b - camera[0, 0], y + st * a + ct * b - camera[0, 1], z + c - camera[0, 2]
+        away = camera[3, 0] * px + camera[3, 1] * py + camera[3, 2] * pz
+        if away < 1e-3:
+            return 0.0, float(size), 0.0, float(size)
+        row = size / 2 - focal * (camera[2, 0] * px + camera[2, 1] * py + camera[2, 2] * pz) / away
+        column = size / 2 + focal * (camera[1, 0] * px + camera[1, 1] * py + camera[1, 2] * pz) / away
+        up, down, left, right = min(up, row), max(down, row), min(left, column), max(right, column)
+    return max(0.0, up - 1), min(float(size), down + 1), max(0.0, left - 1), min(float(size), right + 1)
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def still_picture(backdrop, picture, depth, tiles):
+    """Frame without objects: `picture` (3, S, S), `depth` (S, S), and a ball around each tile's points, `tiles`
+    (S / TILE, S / TILE, 4), as its centre and radius.
+    """
+    points, size = backdrop.points, depth.shape[0]
     for i in range(size):
         for j in range(size):
-            dx, dy, dz = world_ray((j + 0.5 - size / 2) / focal, -(i + 0.5 - size / 2) / focal, camera)
-            t, which, nx, ny, nz = (wall_z - oz) / dz, 0, 0.0, 0.0, -1.0
-            if dy < 0 and -oy / dy < t:
-                t, which, nx, ny, nz = -oy / dy, 1, 0.0, 1.0, 0.0
-            if has_wedge:
-                near, face = wedge_hit(ox, oy, oz, dx, dy, dz, wedge)
-                if near < t:
-                    t, which, nx, ny, nz = near, 2, 0.0, 0.0, -1.0
-                    if face == 0:
-                        nx, ny, nz = -wedge[1] * math.sin(wedge[2]), math.cos(wedge[2]), 0.0
-                    elif face == 1:
-                        nx, nz = wedge[1], 0.0
-            x, y, z = ox + dx * t, oy + dy * t, oz + dz * t
-            u, v = x, y
-            if which == 1 or (which == 2 and nz == 0.0):
-                v = z
-            mix = background_mix(kinds[which], u + 31.7, v + 17.3, frequencies[which], seeds[which])
-            shade = max(0.0, nx * light[0] + ny * light[1] + nz * light[2])
-            if has_wedge and which != 2:
-                blocked, _ = wedge_hit(x, y + 1e-3, z, light[0], light[1], light[2], wedge)
-                if blocked < np.inf:
-                    shade = 0.0
-            points[i, j, 0], points[i, j, 1], points[i, j, 2] = x, y, z
-            direct[i, j], depth[i, j] = shade, t
             for c in range(3):
-                albedo[i, j, c] = colours[which, 0, c] * (1 - mix) + colours[which, 1, c] * mix
-    return points, albedo, direct, depth
-
-
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def local(x, y, z, ct, st, cy, sy):
-    """World offset from the object's centre to its own axes: undo the tilt about z, then the yaw about y."""
-    a, b = ct * x + st * y, ct * y - st * x
-    return cy * a + sy * z, b, cy * z - sy * a
-
-
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def object_shadow(px, py, pz, cx, cy_, light, kind, half, bound, ct, st, cyaw, syaw):
-    """1 in full light, 0 in full shadow; penumbra by the closest pass of the shadow ray (k d / t)."""
-    ox, oy, oz = px - cx, py - cy_, pz
-    along = -(ox * light[0] + oy * light[1] + oz * light[2])
-    if along < 0:
-        return 1.0
-    qx, qy, qz = ox + along * light[0], oy + along * light[1], oz + along * light[2]
-    reach = bound + 0.12 * along + 0.02
-    if qx * qx + qy * qy + qz * qz > reach * reach:
-        return 1.0
-    t, lit = max(0.01, along - reach), 1.0
-    for _ in range(TRACE_STEPS):
-        x, y, z = local(ox + t * light[0], oy + t * light[1], oz + t * light[2], ct, st, cyaw, syaw)
-        d = sdf(kind, x, y, z, half[0], half[1], half[2])
-        if d < HIT:
-            return 0.0
-        lit = min(lit, 9.0 * d / t)
-        t += max(d, 0.01)
-        if t > along + reach:
-            break
-    return lit * lit * (3 - 2 * lit)
-
-
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def around(cx, cy, bound, camera, focal, size):
-    """Rows from, to, and columns from, to, outside of which no ray meets a ball of this radius; generous."""
-    x, y, z = cx - camera[0, 0], cy - camera[0, 1], -camera[0, 2]
-    away = camera[3, 0] * x + camera[3, 1] * y + camera[3, 2] * z
-    if away < 2 * bound:
-        return 0.0, float(size), 0.0, float(size)
-    u = (camera[1, 0] * x + camera[1, 1] * y + camera[1, 2] * z) / away
-    v = (camera[2, 0] * x + camera[2, 1] * y + camera[2, 2] * z) / away
-    reach = 1.5 * (1 + u * u + v * v) * focal * bound / (away - bound) + 2
-    row, column = size / 2 - focal * v, size / 2 + focal * u
-    return (
-        max(0.0, row - reach),
-        min(float(size), row + reach),
-        max(0.0, column - reach),
-        min(float(size), column + reach),
-    )
-
-
-@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
-@njit(cache=True)
-def trace_frames(
-    centres,
-    size,
-    focal,
-    camera,
-    points,
-    albedo,
-    direct,
-    depth,
-    light,
-    kind,
-    half,
-    tilts,
-    yaw,
-    texture,
-    frequency,
-    seed,
-    colours,
-):
-    """All samples of all frames; `centres` (T, 2) and `tilts` (T,), about the line of sight, are the object's poses.
-
-    Returns:
-        colour (T, N, N, 3), hit (T, N, N) 0 or 1, z (T, N, N) metres along the optical axis, flow (T, N, N, 2) in
-        samples per frame (zero off the object; the last frame has none).
-    """
-    frames = centres.shape[0]
-    colour, hit = np.empty((frames, size, size, 3), np.float32), np.zeros((frames, size, size), np.float32)
-    deep, flow = np.empty((frames, size, size), np.float32), np.zeros((frames, size, size, 2), np.float32)
-    cyaw, syaw = math.cos(yaw), math.sin(yaw)
-    bound = math.sqrt(half[0] ** 2 + half[1] ** 2 + half[2] ** 2)
-    plain, far = np.empty((size, size, 3), np.float32), np.empty((size, size), np.float32)
-    for i in range(size):
-        for j in range(size):
-            far[i, j] = depth[i, j]
-            for c in range(3):
-                plain[i, j, c] = albedo[i, j, c] * (AMBIENT + (1 - AMBIENT) * direct[i, j])
-    for f in range(frames):
-        colour[f], deep[f] = plain, far
-        cx, cy = centres[f, 0], centres[f, 1]
-        top, bottom, left, right = around(cx, cy, bound, camera, focal, size)
-        ct, st = math.cos(tilts[f]), math.sin(tilts[f])
-        for i in range(size):
-            for j in range(size):
-                lit = object_shadow(
-                    points[i, j, 0],
-                    points[i, j, 1],
-                    points[i, j, 2],
-                    cx,
-                    cy,
-                    light,
-                    kind,
-                    half,
-                    bound,
-                    ct,
-                    st,
-                    cyaw,
-                    syaw,
-                )
-                if lit < 1:
-                    shade = AMBIENT + (1 - AMBIENT) * direct[i, j] * lit
+                total = np.float32(0)
+                for s in range(4):
+                    a, b = 2 * i + s // 2, 2 * j + s % 2
+                    light = AMBIENT + (1 - AMBIENT) * backdrop.direct[a, b]
+                    total += np.float32(backdrop.albedo[a, b, c] * light)
+                picture[c, i, j] = eight_bits(total / QUARTER)
+            total = np.float32(0)
+            for s in range(4):
+                total += np.float32(backdrop.depth[2 * i + s // 2, 2 * j + s % 2])
+            depth[i, j] = total / QUARTER
+    side = 2 * TILE
+    for i in range(tiles.shape[0]):
+        for j in range(tiles.shape[1]):
+            low, high = np.full(3, np.inf), np.full(3, -np.inf)
+            for a in range(i * side, min((i + 1) * side, 2 * size)):
+                for b in range(j * side, min((j + 1) * side, 2 * size)):
                     for c in range(3):
-                        colour[f, i, j, c] = albedo[i, j, c] * shade
-                if i < top or i >= bottom or j < left or j >= right:
-                    continue
-                dx, dy = (j + 0.5 - size / 2) / focal, -(i + 0.5 - size / 2) / focal
+                        low[c], high[c] = min(low[c], points[a, b, c]), max(high[c], points[a, b, c])
+            for c in range(3):
+                tiles[i, j, c] = (low[c] + high[c]) / 2
+            tiles[i, j, 3] = math.sqrt(((high - low) ** 2).sum()) / 2 + 1e-6
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def eight_bits(value):
+    """Rounded to steps of 1 / 255, so that a file holds the same numbers."""
+    return np.float32(np.rint(min(max(value, np.float32(0)), np.float32(1)) * FULL)) / FULL
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def shaded(x, y, z, radius, body, lx, ly, lz):
+    """Whether a point of a ball may lie in the shadow of a body."""
+    ox, oy, oz = x - body.x, y - body.y, z - body.z
+    along = -(ox * lx + oy * ly + oz * lz)
+    if along + radius < 0:
+        return False
+    qx, qy, qz = ox + along * lx, oy + along * ly, oz + along * lz
+    reach = body.bound + 0.12 * (along + radius) + 0.02 + radius + 1e-6
+    return qx * qx + qy * qy + qz * qz <= reach * reach
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def body_at(bodies, b, f, view):
+    """A body in a frame: what doesn't change from sample to sample. See `Pose`."""
+    hx, hy, hz = bodies.halves[b, 0], bodies.halves[b, 1], bodies.halves[b, 2]
+    x, y, z = bodies.centres[b, f, 0], bodies.centres[b, f, 1], bodies.centres[b, f, 2]
+    bound = math.sqrt(hx**2 + hy**2 + hz**2)
+    ct, st = math.cos(bodies.tilts[b, f]), math.sin(bodies.tilts[b, f])
+    cyaw, syaw = math.cos(bodies.yaws[b]), math.sin(bodies.yaws[b])
+    lx, ly, lz = local(view.light[0], view.light[1], view.light[2], ct, st, cyaw, syaw)
+    pattern = 3.14159 * hashed(bodies.seeds[b], 5, 1)
+    nxt = min(f + 1, bodies.tilts.shape[1] - 1)
+    turn = bodies.tilts[b, nxt] - bodies.tilts[b, f]
+    mx, my = bodies.centres[b, nxt, 0] - x, bodies.centres[b, nxt, 1] - y
+    top, bottom, left, right = around(x, y, z, hx, hy, hz, ct, st, cyaw, syaw, view.camera, view.focal, view.size)
+    shift = hashed(bodies.seeds[b], 7, 3) - 0.5
+    return Pose(
+        bodies.kinds[b], bodies.textures[b], bodies.frequencies[b], shift, math.cos(pattern), math.sin(pattern),
+        x, y, z, hx, hy, hz, bound, ct, st, cyaw, syaw, lx, ly, lz, math.cos(turn) - 1, math.sin(turn), mx, my,
+        top, bottom, left, right,
+    )  # fmt: skip
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def motion(rx, ry, body, dx, dy, away, camera, focal):
+    """Flow, samples per frame, of a point (rx, ry) from the centre of a body and `away` metres deep.
+
+    A body moves parallel to the plane of motion and turns about its normal: no point's z changes.
+    """
+    mx = body.mx + rx * body.cturn - ry * body.sturn
+    my = body.my + rx * body.sturn + ry * body.cturn
+    sideways = camera[1, 0] * mx + camera[1, 1] * my
+    upwards = camera[2, 0] * mx + camera[2, 1] * my
+    farther = camera[3, 0] * mx + camera[3, 1] * my
+    return focal * (sideways - dx * farther) / (away + farther), -focal * (upwards - dy * farther) / (away + farther)
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def light_on(x, y, z, poses, lx, ly, lz):
+    """Light that reaches a point past all bodies, from 1, full, to 0."""
+    lit = 1.0
+    for k in range(len(poses)):
+        p = poses[k]
+        ox, oy, oz = x - p.x, y - p.y, z - p.z
+        shadow = object_shadow(ox, oy, oz, lx, ly, lz, p.kind, p.hx, p.hy, p.hz, p.bound, p.ct, p.st, p.cyaw, p.syaw)
+        lit = min(lit, shadow)
+    return lit
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def draw_tile(f, rows, columns, dark, poses, view, backdrop, bodies, out, sums):
+    """The pixels of a tile in frame `f`; `dark`: shadows may lie on it, `sums` (B, 3) is scratch."""
+    size, focal, camera = view.size, view.focal, view.camera
+    points, albedo, direct, far, c = backdrop.points, backdrop.albedo, backdrop.direct, backdrop.depth, bodies.colours
+    frames, masks, depths, flow, samples = (
+        out.frames,
+        out.masks,
+        out.depth,
+        out.flow,
+        out.samples,
+    )  # each look-up counts
+    lx, ly, lz = view.light[0], view.light[1], view.light[2]
+    for i in range(rows[0], rows[1]):
+        for j in range(columns[0], columns[1]):
+            sums[:] = 0
+            red, green, blue, depth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+            for s in range(4):
+                a, b = 2 * i + s // 2, 2 * j + s % 2
+                dx, dy = (b + 0.5 - size / 2) / focal, -(a + 0.5 - size / 2) / focal
                 norm = math.sqrt(dx * dx + dy * dy + 1)
                 wx, wy, wz = world_ray(dx, dy, camera)
                 ux, uy, uz, forward = wx / norm, wy / norm, wz / norm, 1 / norm
-                ox, oy, oz = camera[0, 0] - cx, camera[0, 1] - cy, camera[0, 2]
-                along = -(ox * ux + oy * uy + oz * uz)
-                miss = (ox + along * ux) ** 2 + (oy + along * uy) ** 2 + (oz + along * uz) ** 2
-                if miss > bound * bound:
+                which, t, away = -1, 0.0, far[a, b]
+                for k in range(len(poses)):
+                    p = poses[k]
+                    if a < p.top or a >= p.bottom or b < p.left or b >= p.right:
+                        continue
+                    ox, oy, oz = camera[0, 0] - p.x, camera[0, 1] - p.y, camera[0, 2] - p.z
+                    way = strike(ox, oy, oz, ux, uy, uz, p.kind, p.hx, p.hy, p.hz, p.bound, p.ct, p.st, p.cyaw, p.syaw)
+                    if way == np.inf:
+                        continue
+                    samples[k, f, 1] += 1
+                    if way * forward <= away:
+                        which, t, away = k, way, way * forward
+                depth += np.float32(away)
+                if which < 0:
+                    lit = 1.0
+                    if dark:
+                        x, y, z = points[a, b, 0], points[a, b, 1], points[a, b, 2]
+                        lit = light_on(x, y, z, poses, lx, ly, lz)
+                    shade = AMBIENT + (1 - AMBIENT) * direct[a, b] * lit
+                    red += np.float32(albedo[a, b, 0] * shade)
+                    green += np.float32(albedo[a, b, 1] * shade)
+                    blue += np.float32(albedo[a, b, 2] * shade)
                     continue
-                t = along - bound
-                found = False
-                for _ in range(TRACE_STEPS):
-                    x, y, z = local(ox + t * ux, oy + t * uy, oz + t * uz, ct, st, cyaw, syaw)
-                    d = sdf(kind, x, y, z, half[0], half[1], half[2])
-                    if d < HIT:
-                        found = True
-                        break
-                    t += d
-                    if t > along + bound:
-                        break
-                if not found or t * forward > depth[i, j]:
-                    continue
-                e = 2e-3
-                gx = sdf(kind, x + e, y, z, half[0], half[1], half[2]) - sdf(
-                    kind, x - e, y, z, half[0], half[1], half[2]
-                )
-                gy = sdf(kind, x, y + e, z, half[0], half[1], half[2]) - sdf(
-                    kind, x, y - e, z, half[0], half[1], half[2]
-                )
-                gz = sdf(kind, x, y, z + e, half[0], half[1], half[2]) - sdf(
-                    kind, x, y, z - e, half[0], half[1], half[2]
-                )
-                length = math.sqrt(gx * gx + gy * gy + gz * gz) + 1e-12
-                lx, ly, lz = local(light[0], light[1], light[2], ct, st, cyaw, syaw)
-                facing = max(0.0, (gx * lx + gy * ly + gz * lz) / length)
-                mix = object_mix(texture, x / half[0], y / half[1], z / half[2], frequency, seed)
-                shade = AMBIENT + (1 - AMBIENT) * facing
-                for c in range(3):
-                    colour[f, i, j, c] = (colours[0, c] * (1 - mix) + colours[1, c] * mix) * shade
-                hit[f, i, j] = 1.0
-                deep[f, i, j] = t * forward
-                if f + 1 < frames:
-                    # the body moves in the plane of motion and turns about its normal: no point's z changes
-                    rx, ry, turn = ox + t * ux, oy + t * uy, tilts[f + 1] - tilts[f]
-                    mx = centres[f + 1, 0] - cx + rx * (math.cos(turn) - 1) - ry * math.sin(turn)
-                    my = centres[f + 1, 1] - cy + rx * math.sin(turn) + ry * (math.cos(turn) - 1)
-                    sideways = camera[1, 0] * mx + camera[1, 1] * my
-                    upwards = camera[2, 0] * mx + camera[2, 1] * my
-                    away = camera[3, 0] * mx + camera[3, 1] * my
-                    flow[f, i, j, 0] = focal * (sideways - dx * away) / (t * forward + away)
-                    flow[f, i, j, 1] = -focal * (upwards - dy * away) / (t * forward + away)
-    return colour, hit, deep, flow
+                p = poses[which]
+                rx, ry, rz = camera[0, 0] - p.x + t * ux, camera[0, 1] - p.y + t * uy, camera[0, 2] - p.z + t * uz
+                x, y, z = local(rx, ry, rz, p.ct, p.st, p.cyaw, p.syaw)
+                shade = shading(x, y, z, p.kind, p.hx, p.hy, p.hz, p.lx, p.ly, p.lz)
+                mix = object_mix(p.texture, x / p.hx, y / p.hy, z / p.hz, p.frequency, p.shift, p.ctex, p.stex)
+                red += np.float32((c[which, 0, 0] * (1 - mix) + c[which, 1, 0] * mix) * shade)
+                green += np.float32((c[which, 0, 1] * (1 - mix) + c[which, 1, 1] * mix) * shade)
+                blue += np.float32((c[which, 0, 2] * (1 - mix) + c[which, 1, 2] * mix) * shade)
+                samples[which, f, 0] += 1
+                sums[which, 0] += np.float32(1)
+                if f < flow.shape[0]:
+                    u, v = motion(rx, ry, p, dx, dy, away, camera, focal)
+                    sums[which, 1] += np.float32(u)
+                    sums[which, 2] += np.float32(v)
+            frames[f, 0, i, j] = eight_bits(red / QUARTER)
+            frames[f, 1, i, j] = eight_bits(green / QUARTER)
+            frames[f, 2, i, j] = eight_bits(blue / QUARTER)
+            if f < depths.shape[0]:
+                depths[f, i, j] = depth / QUARTER
+            most = 0
+            for k in range(len(poses)):
+                masks[k, f, i, j] = sums[k, 0] / QUARTER
+                if sums[k, 0] > sums[most, 0]:
+                    most = k
+            share = sums[most, 0] / QUARTER
+            if f < flow.shape[0] and share >= 0.5:
+                flow[f, 0, i, j] = sums[most, 1] / QUARTER / share / HALF
+                flow[f, 1, i, j] = sums[most, 2] / QUARTER / share / HALF
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def draw(view, backdrop, bodies, out):
+    """All frames, into `out`, whose masks, flow and samples must be zero."""
+    count, size = bodies.tilts.shape[0], out.frames.shape[2]
+    picture, depth = np.empty((3, size, size), np.float32), np.empty((size, size), np.float32)
+    number = (size + TILE - 1) // TILE
+    tiles, sums = np.empty((number, number, 4)), np.empty((count, 3), np.float32)
+    lx, ly, lz = view.light[0], view.light[1], view.light[2]
+    still_picture(backdrop, picture, depth, tiles)
+    for f in range(out.frames.shape[0]):
+        out.frames[f] = picture
+        if f < out.depth.shape[0]:
+            out.depth[f] = depth
+        poses = [body_at(bodies, b, f, view) for b in range(count)]
+        for i in range(number):
+            for j in range(number):
+                dark, near = False, False
+                for k in range(count):
+                    p = poses[k]
+                    dark = dark or shaded(tiles[i, j, 0], tiles[i, j, 1], tiles[i, j, 2], tiles[i, j, 3], p, lx, ly, lz)
+                    below, beside = 2 * TILE * i + 2 * TILE > p.top, 2 * TILE * j + 2 * TILE > p.left
+                    near = near or (below and 2 * TILE * i < p.bottom and beside and 2 * TILE * j < p.right)
+                if dark or near:
+                    rows = (i * TILE, min(i * TILE + TILE, size))
+                    columns = (j * TILE, min(j * TILE + TILE, size))
+                    draw_tile(f, rows, columns, dark, poses, view, backdrop, bodies, out, sums)

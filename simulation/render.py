@@ -10,15 +10,20 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from newtonrewards.core.clip import Clip, Source, Truth
+from newtonrewards.core.clip import BystanderTruth, Clip, Source, Truth
 from newtonrewards.simulation import raycast
+from newtonrewards.simulation.backdrop import WALLS, trace_background
+from newtonrewards.simulation.bystanders import Bystander
 from newtonrewards.simulation.camera import acceleration_spread
-from newtonrewards.simulation.scene import Scene, Surface
+from newtonrewards.simulation.looks import Surface
+from newtonrewards.simulation.scene import Scene
+from newtonrewards.simulation.shapes import SHAPES, TEXTURES
 
+Array = NDArray[np.float64]
 OVERSAMPLING = 2  # 2x2 samples for each pixel
 
 
-def render(scene: Scene, centres: NDArray[np.float64] | None = None) -> Clip:
+def render(scene: Scene, centres: Array | None = None) -> Clip:
     """Draw a scene.
 
     Args:
@@ -27,54 +32,76 @@ def render(scene: Scene, centres: NDArray[np.float64] | None = None) -> Clip:
             kept: the clip shows something wrong on purpose (`simulation.corrupt`).
     Returns:
         A clip of (T, 3, S, S) frames rounded to 8 bits (so that a file holds the same numbers), soft masks (the share
-        of a
-        pixel's samples that hit the object), exact flow and depth, track, events, and the frames before the first
+        of a pixel's samples that hit the object), exact flow and depth, track, events, and the frames before the first
         event.
     """
-    colour, hit, depth, flow = _traced(scene, scene.centres() if centres is None else centres, scene.tilts())
-    masks = _pooled(hit)
+    drawn = _drawn(scene, _bodies(scene, centres), truth=True)
+    masks, truth = torch.from_numpy(drawn.masks), truth_of(scene)
+    if scene.bystanders:
+        with np.errstate(invalid="ignore"):  # 0 / 0: out of view
+            visible = _tensor(drawn.samples[..., 0] / drawn.samples[..., 1])
+        seen = zip(truth.bystanders, visible[1:], masks[1:], strict=True)
+        bystanders = tuple(replace(one, visible=share, masks=mask) for one, share, mask in seen)
+        truth = replace(truth, visible=visible[0], bystanders=bystanders)
     return Clip(
-        frames=_images(colour),
+        frames=torch.from_numpy(drawn.frames),
         fps=scene.capture_fps,
         caption=scene.caption,
-        masks=torch.from_numpy(masks),
+        masks=masks[0],
         valid=torch.from_numpy(scene.times <= scene.trajectory.first_break() + 1e-9),
-        truth=replace(
-            truth_of(scene),
-            flow=torch.from_numpy(_object_mean(flow, hit)[:-1] / OVERSAMPLING).permute(0, 3, 1, 2).contiguous(),
-            depth=torch.from_numpy(_pooled(depth)),
-        ),
+        truth=replace(truth, flow=torch.from_numpy(drawn.flow), depth=torch.from_numpy(drawn.depth)),
         source=Source(playback_fps=scene.playback_fps, preprocessing=("rendered, 8 bits",)),
     )
 
 
 def pictures(
-    scene: Scene, centres: NDArray[np.float64], tilts: NDArray[np.float64]
-) -> tuple[Float[torch.Tensor, "T 3 S S"], Float[torch.Tensor, "T S S"]]:
-    """The scene with its object at these places (T, 2) in world metres, turned by these angles (T,) in rad, and the
-    object's soft masks.
+    scene: Scene, chosen: NDArray[np.int64] | None = None
+) -> tuple[Float[torch.Tensor, "T 3 S S"], Float[torch.Tensor, "B T S S"]]:
+    """The frames of a scene, or some of them, without the rest of their truth; and the soft masks of the object and of
+    each bystander.
     """
-    colour, hit, _, _ = _traced(scene, centres, tilts)
-    return _images(colour), torch.from_numpy(_pooled(hit))
+    bodies = _bodies(scene)
+    if chosen is not None:
+        bodies = bodies._replace(centres=bodies.centres.take(chosen, 1), tilts=bodies.tilts.take(chosen, 1))
+    drawn = _drawn(scene, bodies, truth=False)
+    return torch.from_numpy(drawn.frames), torch.from_numpy(drawn.masks)
 
 
-def _traced(
-    scene: Scene, centres: NDArray[np.float64], tilts: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Colour, hit, depth and flow of each sample; see `raycast.trace_frames`."""
+def _bodies(scene: Scene, centres: Array | None = None) -> raycast.Bodies:
+    """The object, at `centres` (T, 2) if they are given, and the bystanders."""
+    mine = np.pad(scene.centres() if centres is None else centres, ((0, 0), (0, 1)))
+    others = scene.bystanders
+    things: list[Scene | Bystander] = [scene, *others]
+    looks = [scene.object_surface, *(other.surface for other in others)]
+    return raycast.Bodies(
+        centres=np.stack([mine, *(other.centres(scene.times) for other in others)]),
+        tilts=np.stack([scene.tilts(), *(np.zeros(len(mine)) for _ in others)]),
+        kinds=np.array([SHAPES[thing.shape] for thing in things]),
+        halves=np.array([thing.half_size for thing in things]),
+        yaws=np.array([thing.yaw for thing in things]),
+        textures=np.array([TEXTURES[look.texture] for look in looks]),
+        frequencies=np.array([look.frequency for look in looks]),
+        seeds=np.array([look.seed for look in looks]),
+        colours=np.array([look.colours for look in looks]),
+    )
+
+
+def _drawn(scene: Scene, bodies: raycast.Bodies, *, truth: bool) -> raycast.Pictures:
     samples = scene.size_px * OVERSAMPLING
     focal = scene.camera.focal_px(samples)
     camera = np.concatenate([scene.camera.place()[None], scene.camera.axes()])
     light = np.array(scene.light)
-    backdrop = raycast.trace_background(samples, focal, camera, scene.wall_m, *_wedge(scene), light, *_surfaces(scene))
-    look = scene.object_surface
-    traced: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
-    traced = raycast.trace_frames(
-        centres, samples, focal, camera, *backdrop, light,
-        raycast.SHAPES[scene.shape], np.array(scene.half_size), tilts, scene.yaw,
-        raycast.TEXTURES[look.texture], look.frequency, look.seed, np.array(look.colours),
-    )  # fmt: skip
-    return traced
+    still = trace_background(samples, focal, camera, scene.wall_m, *_wedge(scene), light, *_surfaces(scene))
+    size, (number, count) = scene.size_px, bodies.tilts.shape
+    out = raycast.Pictures(
+        frames=np.empty((count, 3, size, size), np.float32),
+        masks=np.zeros((number, count, size, size), np.float32),
+        depth=np.empty((count if truth else 0, size, size), np.float32),
+        flow=np.zeros((count - 1 if truth else 0, 2, size, size), np.float32),
+        samples=np.zeros((number, count, 2), np.int64),
+    )
+    raycast.draw(raycast.View(samples, focal, camera, light), raycast.Backdrop(*still), bodies, out)
+    return out
 
 
 def truth_of(scene: Scene) -> Truth:
@@ -86,8 +113,15 @@ def truth_of(scene: Scene) -> Truth:
     if scene.wobble is not None:  # no closed form is kept for a spoilt clip's derivatives: take them from its track
         velocity = np.gradient(centres, scene.times, axis=0)
         acceleration = np.gradient(velocity, scene.times, axis=0)
+    world = {"position": centres, "velocity": velocity, "acceleration": acceleration}
     velocity, acceleration = camera.derivatives(centres, velocity, acceleration)
     return Truth(
+        **{f"world_{name}": _tensor(_right_handed(track)) for name, track in world.items()},
+        intrinsics=_tensor(camera.intrinsics()).expand(scene.num_frames, 3, 3),
+        extrinsics=_tensor(camera.extrinsics()).expand(scene.num_frames, 3, 4),
+        captions=scene.captions,
+        assets=scene.assets,
+        bystanders=tuple(_bystander_truth(one, scene) for one in scene.bystanders),
         position=_tensor(camera.to_image(centres)),
         velocity=_tensor(velocity),
         acceleration=_tensor(acceleration),
@@ -100,6 +134,29 @@ def truth_of(scene: Scene) -> Truth:
         parameters=_parameters(scene),
         seed=scene.seed,
     )
+
+
+def _bystander_truth(one: Bystander, scene: Scene) -> BystanderTruth:
+    centres, camera = one.centres(scene.times), scene.camera
+    _, velocity, acceleration = one.trajectory.at(scene.times)
+    seen = camera.derivatives(centres, velocity, acceleration)
+    return BystanderTruth(
+        motion=one.motion,
+        position=_tensor(camera.to_image(centres)),
+        velocity=_tensor(seen[0]),
+        acceleration=_tensor(seen[1]),
+        world_position=_tensor(_right_handed(centres)),
+        world_velocity=_tensor(_right_handed(velocity)),
+        world_acceleration=_tensor(_right_handed(acceleration)),
+        events={name: time * scene.capture_fps for name, time in one.trajectory.events.items()},
+        parameters={**one.parameters, "half_size_m": one.half_size[0]},
+        assets={"shape": one.shape, "texture": one.surface.name},
+    )
+
+
+def _right_handed(track: Array) -> Array:
+    """(T, 2) of the plane of motion, or (T, 3), as (T, 3) in the truth's world, whose z points to the viewer."""
+    return np.pad(track, ((0, 0), (0, 1))) if track.shape[1] == 2 else track * [1.0, 1.0, -1.0]
 
 
 def _parameters(scene: Scene) -> dict[str, Any]:
@@ -115,41 +172,22 @@ def _parameters(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _wedge(scene: Scene) -> tuple[NDArray[np.float64], bool]:
+def _wedge(scene: Scene) -> tuple[Array, bool]:
     wedge = scene.wedge
     if wedge is None:
         return np.zeros(5), False
     return np.array([wedge.foot_x, wedge.uphill, wedge.incline, wedge.length, wedge.half_depth]), True
 
 
-def _surfaces(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+def _surfaces(scene: Scene) -> tuple[NDArray[np.int64], Array, NDArray[np.int64], Array]:
     surfaces: tuple[Surface, ...] = (scene.wall, scene.floor, scene.wedge_surface)
     return (
-        np.array([raycast.WALLS[surface.texture] for surface in surfaces]),
+        np.array([WALLS[surface.texture] for surface in surfaces]),
         np.array([surface.frequency for surface in surfaces]),
         np.array([surface.seed for surface in surfaces]),
         np.array([surface.colours for surface in surfaces]),
     )
 
 
-def _pooled(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean over each pixel's samples: (T, n S, n S, ...) -> (T, S, S, ...)."""
-    # sums of strided views: numpy's mean over the two inner axes takes twice as long as tracing the clip
-    total = sum(samples[:, i::OVERSAMPLING, j::OVERSAMPLING] for i in range(OVERSAMPLING) for j in range(OVERSAMPLING))
-    return np.asarray(total, np.float32) / np.float32(OVERSAMPLING**2)
-
-
-def _object_mean(flow: NDArray[np.float32], hit: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Flow of the object where it covers at least half a pixel, else the still background's zero."""
-    share = _pooled(hit)[..., None]
-    return np.where(share >= 0.5, _pooled(flow) / np.maximum(share, 1e-6), 0.0).astype(np.float32)
-
-
-def _images(colour: NDArray[np.float32]) -> Float[torch.Tensor, "T 3 S S"]:
-    """Pixels from samples, rounded to 8 bits so that a file holds the same numbers."""
-    frames = np.round(np.clip(_pooled(colour), 0, 1) * 255) / 255
-    return torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
-
-
-def _tensor(values: NDArray[np.float64]) -> torch.Tensor:
+def _tensor(values: Array) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import stream_seed
 from newtonrewards.simulation import looks
+from newtonrewards.simulation.bystanders import Bystander, draw_bystanders
 from newtonrewards.simulation.camera import Camera
-from newtonrewards.simulation.captions import caption
-from newtonrewards.simulation.looks import Colour
+from newtonrewards.simulation.captions import caption, captions
+from newtonrewards.simulation.looks import Surface
 from newtonrewards.simulation.motions import (
     GRAVITY,
     PRIMITIVES,
@@ -54,18 +55,6 @@ class Wedge:
     def contact(self, distance: float) -> tuple[float, float]:
         """World point on the slope at a distance (m) from the foot."""
         return self.foot_x + self.uphill * distance * math.cos(self.incline), distance * math.sin(self.incline)
-
-
-@dataclass(frozen=True)
-class Surface:
-    """A texture family with its two colours; `frequency` in periods per metre (background) or per half size
-    (object).
-    """
-
-    texture: str
-    colours: tuple[Colour, Colour]
-    frequency: float
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -125,6 +114,7 @@ class Scene:
     camera_pitch: float = 0.0
     wobble: Wobble | None = None
     imperfection: str = "none"
+    bystanders: tuple[Bystander, ...] = ()
     rejections: tuple[str, ...] = ()
 
     @property
@@ -135,6 +125,18 @@ class Scene:
     def camera(self) -> Camera:
         return Camera(self.view_m, self.camera_height, self.camera_distance, self.camera_yaw, self.camera_pitch)
 
+    @property
+    def captions(self) -> dict[str, str]:
+        """`caption` and the other phrasings of `captions.PHRASINGS`."""
+        return captions(self.primitive, self.parameters) | {"quantities": self.caption}
+
+    @property
+    def assets(self) -> dict[str, str]:
+        """Names of shape and textures: family, and the seed of what is drawn from it."""
+        surfaces = {"texture": self.object_surface, "wall": self.wall, "floor": self.floor}
+        surfaces |= {"ramp": self.wedge_surface} if self.wedge else {}
+        return {"shape": self.shape} | {part: surface.name for part, surface in surfaces.items()}
+
     def tilts(self) -> Array:
         """(T,) angle of the object about the line of sight, rad; it turns until the first event, or rolls."""
         if self.primitive in ROLLING:
@@ -142,11 +144,12 @@ class Scene:
             return self.tilt - self.parameters["direction"] * way / self.half_size[0]
         return self.tilt + self.spin * np.minimum(self.times, self.trajectory.first_break())
 
-    def centres(self) -> Array:
-        """(T, 2) object centre in world metres."""
-        position, _, _ = self.trajectory.at(self.times)
+    def centres(self, times: Array | None = None) -> Array:
+        """(T, 2) object centre in world metres, at the times (s) of the frames or at others."""
+        times = self.times if times is None else times
+        position, _, _ = self.trajectory.at(times)
         if self.wobble is not None:
-            position = position + self._along_ramp(self.wobble.offset(self.times))
+            position = position + self._along_ramp(self.wobble.offset(times))
             if self.wedge is None:
                 position[:, 1] = np.maximum(position[:, 1], 0.0)
         return position + np.array(self.origin)
@@ -197,7 +200,8 @@ def sample_scene(
             scene = _spoil(rng, scene)
             reason = _problem(scene)
         if reason is None:
-            return replace(scene, rejections=tuple(reasons))
+            bystanders, against = draw_bystanders(scene, ranges)
+            return replace(scene, bystanders=bystanders, rejections=(*reasons, *against))
         reasons.append(reason)
     raise InputError(
         f"no {primitive}/{shift} scene fits in {MAX_ATTEMPTS} draws: {dict(Counter(reasons))}", where="ranges.yaml"

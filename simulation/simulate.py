@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
+from newtonrewards.core.clip import Clip
 from newtonrewards.core.errors import InputError, run_command
 from newtonrewards.core.recipe import Config, changed, load, validate
 from newtonrewards.core.run import output_folder, write_json
@@ -41,6 +43,7 @@ class SimulateRecipe(Config):
         ranges: file of one's own in the form of `simulation/ranges.yaml`.
         world: values of `world` in the ranges that differ: `size_px`, `num_frames`, `spin_rad_s`, `camera_yaw_deg`,
             `restitution`, ...
+        caption: the phrasing that stands as the clip's caption; every phrasing stands in its `captions`.
         film: what is imperfect about the camera; the default is the perfect one.
         format: `folder`, three files for each clip, or `webdataset`, tars of `clips_per_tar` clips.
     """
@@ -54,6 +57,7 @@ class SimulateRecipe(Config):
     arrays: tuple[str, ...] = ARRAYS
     ranges: Path | None = None
     world: dict[str, Any] = {}
+    caption: Literal["quantities", "plain", "pisa"] = "quantities"
     film: Film = Film()
     format: Literal["folder", "webdataset"] = "folder"
     clips_per_tar: int = Field(500, ge=1)
@@ -173,11 +177,15 @@ def _make(recipe: SimulateRecipe, out: Path, unit: range) -> list[str]:
     scenes = [draw(recipe, index) for index in unit]
     if recipe.format == "folder":
         for scene in scenes:
-            write_clip(out, _name(scene.index), film(scene, recipe.film), recipe.arrays)
+            write_clip(out, _name(scene.index), _filmed(recipe, scene), recipe.arrays)
     else:
-        files = ((_name(s.index), clip_files(_name(s.index), film(s, recipe.film), recipe.arrays)) for s in scenes)
+        files = ((_name(s.index), clip_files(_name(s.index), _filmed(recipe, s), recipe.arrays)) for s in scenes)
         tars.write_tar(_folder(recipe, out) / _file(recipe, unit), files)
     return [reason for scene in scenes for reason in scene.rejections]
+
+
+def _filmed(recipe: SimulateRecipe, scene: Scene) -> Clip:
+    return replace(film(scene, recipe.film), caption=scene.captions[recipe.caption])
 
 
 def _finish(recipe: SimulateRecipe, out: Path, units: Sequence[range]) -> bool:

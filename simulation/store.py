@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from newtonrewards.core.clip import Clip, Truth
+from newtonrewards.core.clip import BystanderTruth, Clip, Truth
 from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import jsonable, read_jsonl, write_atomic, write_jsonl
 from newtonrewards.core.video import encode_video, read_clip
@@ -29,7 +29,11 @@ from newtonrewards.simulation import tars
 from newtonrewards.simulation.table import write_table
 
 ARRAYS = ("masks", "flow", "depth")
-UNUSUAL = ("acceleration_spread", "shake")
+# Left out of a row where they have their default; rows of older versions have none of them.
+OPTIONAL = ("acceleration_spread", "shake", "captions", "assets", "visible")
+WORLD = ("world_position", "world_velocity", "world_acceleration")
+CAMERAS = ("intrinsics", "extrinsics")
+NO_ROW = ("flow", "depth", "bystanders")  # in the arrays, or written in another form
 AGAIN = "Delete the clip's row or its tar and run the same `simulate` again."
 
 
@@ -46,7 +50,10 @@ def clip_files(name: str, clip: Clip, arrays: tuple[str, ...] = ARRAYS) -> dict[
     video = encode_video(clip.frames, clip.source.playback_fps or clip.fps)
     content: dict[str, NDArray[Any]] = {}
     if "masks" in arrays:
-        content["masks"] = (clip.masks * 255).round().to(torch.uint8).numpy()
+        content["masks"] = _packed(clip.masks)
+        if truth.bystanders:
+            masks = [one.masks for one in truth.bystanders if one.masks is not None]
+            content["bystander_masks"] = np.stack([_packed(mask) for mask in masks])
     if "flow" in arrays and truth.flow is not None:
         content["flow"] = truth.flow.to(torch.float16).numpy()
     if "depth" in arrays and truth.depth is not None:
@@ -57,13 +64,23 @@ def clip_files(name: str, clip: Clip, arrays: tuple[str, ...] = ARRAYS) -> dict[
     return {"mp4": video, "npz": buffer.getvalue(), "json": row.encode()}
 
 
+def _packed(masks: torch.Tensor) -> NDArray[np.uint8]:
+    packed: NDArray[np.uint8] = (masks * 255).round().to(torch.uint8).numpy()
+    return packed
+
+
 def clip_row(name: str, clip: Clip) -> dict[str, Any]:
-    """A clip's row; what only unusual cameras have is left out where it has its default."""
+    """A clip's row; what only some clips have is left out where it has its default.
+
+    The track in the world is rounded to micrometres, and a camera that rests is written once: rows are read as a whole.
+    """
     truth = clip.truth
     assert truth is not None and clip.valid is not None
-    row = {field: getattr(truth, field) for field in Truth.__dataclass_fields__ if field not in ("flow", "depth")}
-    row |= {"acceleration_spread": truth.acceleration_spread or None}
-    row = {field: value for field, value in row.items() if field not in UNUSUAL or value is not None}
+    row = {field: getattr(truth, field) for field in Truth.__dataclass_fields__ if field not in NO_ROW}
+    row = {field: value for field, value in row.items() if field not in (*OPTIONAL, *WORLD, *CAMERAS) or _there(value)}
+    row |= {field: _rounded(row[field], 6) for field in WORLD if field in row}
+    row |= {field: _rounded(_once(row[field]), 9) for field in CAMERAS if field in row}
+    row |= {"bystanders": list(map(_bystander_row, truth.bystanders))} if truth.bystanders else {}
     return jsonable(
         {
             "name": name,
@@ -74,6 +91,24 @@ def clip_row(name: str, clip: Clip) -> dict[str, Any]:
             **row,
         }
     )
+
+
+def _bystander_row(one: BystanderTruth) -> dict[str, Any]:
+    row = {field: getattr(one, field) for field in BystanderTruth.__dataclass_fields__ if field != "masks"}
+    return row | {field: _rounded(row[field], 6) for field in WORLD}
+
+
+def _there(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or bool(value)
+
+
+def _once(matrices: torch.Tensor) -> torch.Tensor:
+    return matrices[:1] if bool((matrices == matrices[:1]).all()) else matrices
+
+
+def _rounded(values: torch.Tensor, digits: int) -> list[Any]:
+    rounded: list[Any] = np.round(values.double().numpy(), digits).tolist()
+    return rounded
 
 
 def rows_on_disk(folder: Path) -> Iterator[dict[str, Any]]:
@@ -100,7 +135,7 @@ class ClipFolder:
 
     Args:
         path: the folder.
-        with_flow: also read exact flow and depth where they were stored.
+        with_flow: also read exact flow, depth and the masks of bystanders where they were stored.
         cache: keep decoded frames in memory as 8-bit numbers (0.2 MB for a 64 px clip of 17 frames).
         rows: the clips to read, None: those of its index.
     Raises:
@@ -186,20 +221,25 @@ class ClipFolder:
         assert truth is not None
         if self.with_flow:
             flow, depth = (torch.from_numpy(arrays[k]).float() if k in arrays else None for k in ("flow", "depth"))
-            truth = replace(truth, flow=flow, depth=depth)
+            others = truth.bystanders
+            if "bystander_masks" in arrays:
+                masks = torch.from_numpy(arrays["bystander_masks"]).float() / 255
+                others = tuple(replace(one, masks=mask) for one, mask in zip(others, masks, strict=True))
+            truth = replace(truth, flow=flow, depth=depth, bystanders=others)
         return replace(made, truth=truth, source=clip.source)
 
     def _arrays(self, index: int, frames: torch.Tensor) -> dict[str, NDArray[Any]]:
         path = self._folder(index) / f"{self.names[index]}.npz"
         part = self._part(index, "npz")
-        wanted = ARRAYS if self.with_flow else ("masks",)
+        wanted = (*ARRAYS, "bystander_masks") if self.with_flow else ("masks",)
         try:
             with np.load(path if part is None else io.BytesIO(part), allow_pickle=False) as content:
                 arrays = {key: content[key] for key in wanted if key in content.files}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"can't read the arrays of this clip ({error})", where=path, fix=AGAIN) from None
         count, _, height, width = frames.shape
-        shapes = {"flow": (count - 1, 2, height, width)}
+        others = len(self.rows[index].get("bystanders", ()))
+        shapes = {"flow": (count - 1, 2, height, width), "bystander_masks": (others, count, height, width)}
         for key, array in arrays.items():
             if array.shape != shapes.get(key, (count, height, width)):
                 what = f"{key} of shape {array.shape} for {count} frames of {height}x{width} px"
@@ -207,10 +247,22 @@ class ClipFolder:
         return arrays
 
 
+def _numbers(values: list[Any]) -> torch.Tensor:
+    """float32; JSON's null is NaN."""
+    return torch.from_numpy(np.array(values, dtype=np.float32))
+
+
+def _bystander(row: dict[str, Any]) -> BystanderTruth:
+    tracks = {key: _numbers(value) for key, value in row.items() if isinstance(value, list)}
+    return BystanderTruth(**(row | tracks))
+
+
 def _clip(row: dict[str, Any], frames: torch.Tensor, masks: torch.Tensor | None) -> Clip:
     def track(key: str) -> torch.Tensor:
-        return torch.tensor(row[key], dtype=torch.float32)
+        return _numbers(row[key])
 
+    added: dict[str, Any] = {key: track(key) for key in WORLD if key in row}
+    added |= {key: track(key).expand(len(frames), -1, -1) for key in CAMERAS if key in row}
     plain = ("metres_per_height", "primitive", "split", "shift", "events", "parameters", "seed")
     truth = Truth(
         position=track("position"),
@@ -218,6 +270,11 @@ def _clip(row: dict[str, Any], frames: torch.Tensor, masks: torch.Tensor | None)
         acceleration=track("acceleration"),
         acceleration_spread=row.get("acceleration_spread", 0.0),
         shake=track("shake") if "shake" in row else None,
+        visible=track("visible") if "visible" in row else None,
+        bystanders=tuple(map(_bystander, row.get("bystanders", ()))),
+        captions=row.get("captions", {}),
+        assets=row.get("assets", {}),
+        **added,
         **{key: row[key] for key in plain},
     )
     return Clip(

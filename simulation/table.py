@@ -13,8 +13,19 @@ from typing import Any
 
 from newtonrewards.core.run import write_atomic
 
-GROUPS = ("parameters", "events")
-LEFT_OUT = ("position", "velocity", "acceleration", "valid", "members", "shake")
+GROUPS = ("parameters", "events", "captions", "assets")
+TRACKS = ("position", "velocity", "acceleration")
+LEFT_OUT = (
+    *TRACKS,
+    *(f"world_{name}" for name in TRACKS),
+    "valid",
+    "members",
+    "shake",
+    "intrinsics",
+    "extrinsics",
+    "visible",
+    "bystanders",
+)
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +33,7 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     made = {key: value for key, value in row.items() if key not in (*GROUPS, *LEFT_OUT)}
     made |= {"num_frames": len(row["valid"]), "valid_frames": sum(row["valid"])}
     for group in GROUPS:
-        made |= {f"{group}.{key}": value for key, value in row[group].items()}
+        made |= {f"{group}.{key}": value for key, value in row.get(group, {}).items()}
     return {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in made.items()}
 
 

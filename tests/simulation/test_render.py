@@ -1,7 +1,9 @@
 """The renderer's truth against its own pixels, and the split of the world."""
 
+import hashlib
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from newtonrewards.core.clip import Clip
 from newtonrewards.core.errors import InputError
+from newtonrewards.simulation import raycast
 from newtonrewards.simulation.motions import PRIMITIVES, RAMPS
 from newtonrewards.simulation.ranges import default_ranges, quantities, shifts_of
 from newtonrewards.simulation.render import render, truth_of
@@ -204,3 +207,9 @@ def _fetched(frame: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     ys, xs = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     grid = (torch.stack([xs, ys], -1) + flow.permute(1, 2, 0) + 0.5) / size * 2 - 1
     return torch.nn.functional.grid_sample(frame[None], grid[None].float(), align_corners=False)[0]
+
+
+def test_a_change_of_the_kernels_reaches_what_is_compiled_with_them() -> None:
+    folder = Path(raycast.__file__).parent
+    digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in ("backdrop.py", "shapes.py"))).hexdigest()
+    assert digest[:8] == raycast.COMPILED_WITH, f'write COMPILED_WITH = "{digest[:8]}" in raycast.py'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import tarfile
 import time
@@ -17,8 +18,9 @@ from newtonrewards.core.errors import InputError
 from newtonrewards.core.shard import Shard
 from newtonrewards.simulation import simulate as command
 from newtonrewards.simulation.inspection import _opened, inspect
+from newtonrewards.simulation.render import truth_of
 from newtonrewards.simulation.simulate import SimulateRecipe, draw, simulate
-from newtonrewards.simulation.store import ClipFolder
+from newtonrewards.simulation.store import ClipFolder, write_index
 
 RECIPE = SimulateRecipe(num_clips=7, seed=3)
 TARS = RECIPE.model_copy(update={"format": "webdataset", "clips_per_tar": 3})
@@ -57,6 +59,51 @@ def test_a_clip_is_the_same_whichever_way_it_is_read(folder: Path, packed: Path)
         assert a.masks is not None and b.masks is not None and torch.equal(a.masks, b.masks)
         assert a.truth is not None and b.truth is not None and a.truth.flow is not None and b.truth.flow is not None
         assert torch.equal(a.truth.flow, b.truth.flow) and torch.equal(a.truth.position, b.truth.position)
+
+
+def test_what_a_row_holds_is_what_was_drawn(folder: Path) -> None:
+    stored = ClipFolder(folder)
+    for index in (1, 3):
+        truth, drawn = stored[index].truth, truth_of(draw(RECIPE, index))
+        assert truth is not None and (truth.captions, truth.assets) == (drawn.captions, drawn.assets)
+        for name in ("world_position", "world_velocity", "world_acceleration", "intrinsics", "extrinsics"):
+            assert torch.allclose(getattr(truth, name), getattr(drawn, name), atol=1e-6), name
+        seen = truth.seen()
+        assert seen is not None and torch.allclose(seen[:, :2], truth.position, atol=1e-5)
+        assert len(stored.rows[index]["intrinsics"]) == 1, "a camera that rests is written once"
+
+
+def test_rows_of_older_versions_are_read(folder: Path, tmp_path: Path) -> None:
+    added = ("world_position", "world_velocity", "world_acceleration", "intrinsics", "extrinsics", "captions", "assets")
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    for path in (old / "clips").glob("*.json"):
+        row = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in row.items() if key not in added}))
+    write_index(old)
+    _opened.cache_clear()
+    assert not inspect(old).problems and inspect(old).digest == inspect(folder).digest
+    a, b = ClipFolder(old)[2], ClipFolder(folder)[2]
+    assert a.truth is not None and b.truth is not None and torch.equal(a.truth.position, b.truth.position)
+    assert a.truth.seen() is None and a.truth.metres_per_px(64) is None and a.truth.captions == {}
+
+
+def test_inspecting_finds_a_track_that_the_cameras_do_not_see(folder: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    shutil.copytree(folder, wrong)
+    path = wrong / "clips" / "000001.json"
+    row = json.loads(path.read_text())
+    row["world_position"][3][0] += 0.01
+    path.write_text(json.dumps(row))
+    _opened.cache_clear()
+    (problem,) = inspect(wrong).problems
+    assert "000001" in problem and "cameras" in problem
+
+
+def test_the_caption_can_be_any_phrasing(tmp_path: Path) -> None:
+    simulate(RECIPE.model_copy(update={"num_clips": 2, "caption": "plain"}), tmp_path, workers=1)
+    clip = ClipFolder(tmp_path)[0]
+    assert clip.truth is not None and clip.caption == "an object falls" == clip.truth.captions["plain"]
 
 
 def test_tars_are_the_same_bytes_in_any_shards_and_grow(packed: Path, tmp_path: Path) -> None:

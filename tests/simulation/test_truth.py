@@ -79,6 +79,14 @@ def test_mask_flow_depth_and_track_agree_on_random_scenes(
     assert offset.abs().max() < 0.2 * radius + 0.5 / SIZE
     assert (offset[1:] - offset[:-1]).abs().max() < 1.2 / SIZE
 
+    # the track in the world, seen by each frame's camera, is the track in the image
+    projected = truth.seen()
+    assert projected is not None and truth.extrinsics is not None
+    assert (projected[:, :2] - seen).abs().max() * SIZE < 0.01
+    assert torch.allclose(torch.linalg.det(truth.extrinsics[..., :3]), torch.ones(clip.num_frames), atol=1e-5)
+    metres = truth.metres_per_px(SIZE)
+    assert metres is not None and float(metres[0]) * SIZE == pytest.approx(truth.metres_per_height, rel=1e-5)
+
     # the object's flow is the motion of its centre, but for its turning and the nearness of its front
     step = (seen[1:] - seen[:-1]) * SIZE
     turn = float(np.abs(np.diff(scene.tilts())).max()) * radius * SIZE
@@ -93,10 +101,12 @@ def test_mask_flow_depth_and_track_agree_on_random_scenes(
 
     # its depth is that of its centre within its own size, mostly before it
     depth = torch.from_numpy(scene.camera.depth(scene.centres()))
+    assert torch.allclose(projected[:, 2].double(), depth, rtol=1e-5)
     bound = float(np.linalg.norm(scene.half_size))
     for t in range(clip.num_frames):
         front = truth.depth[t][masks[t] > 0.99].double()
-        assert (front < depth[t] + 0.5 * bound).all() and (front > depth[t] - 1.05 * bound).all()
+        assert (front < depth[t] + bound).all() and (front > depth[t] - 1.05 * bound).all()
+        assert front.mean() < depth[t]
 
 
 @pytest.mark.parametrize("yaw", [20.0, -20.0])
@@ -152,6 +162,38 @@ def test_derivatives_in_the_image_are_those_of_the_image_positions(yaw: float, p
     velocity, acceleration = camera.derivatives(p, v, a)
     assert np.allclose(velocity, (at(h) - at(-h)) / (2 * h), atol=1e-6)
     assert np.allclose(acceleration, (at(h) - 2 * at(0) + at(-h)) / h**2, atol=1e-5)
+
+
+@pytest.mark.parametrize("primitive", KNOWN)
+def test_the_track_in_the_world_obeys_its_law_between_events(primitive: str) -> None:
+    scene = sample_scene(7, 3, primitive=primitive, ranges=world(camera_yaw_deg=(20.0, 20.0), restitution=(0.6, 0.6)))
+    truth = truth_of(scene)
+    p, v, a = truth.world_position, truth.world_velocity, truth.world_acceleration
+    assert p is not None and v is not None and a is not None
+    assert not p[:, 2].any() and float(p[:, 1].min()) > 0, "in the plane of motion, above the floor"
+    same = truth.pieces()[1:] == truth.pieces()[:-1]
+    dt = 1 / scene.capture_fps
+    moved = p[:-1] + v[:-1] * dt + a[:-1] * dt * dt / 2
+    assert torch.allclose(moved[same], p[1:][same], atol=1e-5)
+    assert torch.allclose((v[:-1] + a[:-1] * dt)[same], v[1:][same], atol=1e-4)
+    if "throw" in primitive or primitive == "free_fall":
+        assert torch.allclose(a[0], torch.tensor([0.0, -9.81, 0.0]))
+
+
+def test_every_phrasing_of_a_caption_is_true_and_names_tell_assets_apart() -> None:
+    scenes = [sample_scene(3, i, primitive=KNOWN[i % len(KNOWN)], split=("train", "test")[i % 2]) for i in range(60)]
+    for scene in scenes:
+        side = "right" if scene.parameters["direction"] > 0 else "left"
+        quantities, plain, pisa = scene.captions.values()
+        assert quantities == scene.caption and pisa == "a video of an object dropping"
+        assert not any(letter.isdigit() for letter in plain)
+        assert scene.primitive == "free_fall" or (side in plain and side in quantities)
+    names = {
+        split: {(part, name) for s in scenes if s.split == split for part, name in s.assets.items() if part != "shape"}
+        for split in ("train", "test")
+    }
+    assert not names["train"] & names["test"] and len(names["train"]) > 60
+    assert all(("ramp" in s.assets) == (s.wedge is not None) for s in scenes)
 
 
 def test_a_clip_says_how_far_its_image_acceleration_is_from_constant() -> None:

@@ -1,0 +1,166 @@
+"""An object by itself: its surface as a signed distance, its texture, the rays that meet it and the shadow it casts.
+
+Plain numba on numbers, in metres. `half` sizes (hx, hy, hz) lie along the object's own axes; ct, st, cyaw, syaw are the
+cosines and sines of its tilt about the line of sight and its yaw about the vertical.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import no_type_check
+
+import numpy as np
+from numba import njit
+
+SHAPES = {"sphere": 0, "box": 1, "puck": 2, "rounded_box": 3, "hex_prism": 4, "capsule": 5}
+TEXTURES = {"two_tone": 0, "checker": 1, "stripes": 2, "dots": 3, "rings": 4, "zigzag": 5}
+AMBIENT = 0.55
+TRACE_STEPS = 48
+HIT = 1e-3
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def sdf(kind, x, y, z, hx, hy, hz):
+    """Signed distance to a shape with half extents (hx, hy, hz); formulas after Inigo Quilez,
+    iquilezles.org/articles/distfunctions.
+    """
+    if kind == 0:
+        return math.sqrt(x * x + y * y + z * z) - hx
+    if kind == 2:
+        dx, dy = math.sqrt(x * x + z * z) - hx, abs(y) - hy
+        return min(max(dx, dy), 0.0) + math.sqrt(max(dx, 0.0) ** 2 + max(dy, 0.0) ** 2)
+    if kind == 4:
+        ax, az = abs(x), abs(z)
+        side = max(ax * 0.8660254 + az * 0.5, az) - hx * 0.8660254
+        dy = abs(y) - hy
+        return min(max(side, dy), 0.0) + math.sqrt(max(side, 0.0) ** 2 + max(dy, 0.0) ** 2)
+    if kind == 5:
+        along = max(abs(x) - (hx - hy), 0.0)
+        return math.sqrt(along * along + y * y + z * z) - hy
+    r = 0.35 * min(hx, hy, hz) if kind == 3 else 0.0
+    dx, dy, dz = abs(x) - hx + r, abs(y) - hy + r, abs(z) - hz + r
+    outside = math.sqrt(max(dx, 0.0) ** 2 + max(dy, 0.0) ** 2 + max(dz, 0.0) ** 2)
+    return outside + min(max(dx, dy, dz), 0.0) - r
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def object_mix(kind, x, y, z, frequency, shift, cos, sin):
+    """0 or 1, which of the object's colours; (x, y, z) in half sizes, texture shifted and turned.
+
+    A number minus its floor is what `% 1.0` gives, sooner.
+    """
+    u, v = cos * x + sin * y, cos * y - sin * x
+    if kind == 0:
+        return 1.0 if u > 0.5 * shift else 0.0
+    if kind == 1:
+        cells = math.floor(x * frequency + shift) + math.floor(y * frequency + shift) + math.floor(z * frequency)
+        return float(cells % 2)
+    if kind == 2:
+        u = u * frequency + shift
+        return 1.0 if u - math.floor(u) < 0.5 else 0.0
+    if kind == 3:
+        u, v = x * frequency + shift, y * frequency + shift
+        du, dv = u - math.floor(u) - 0.5, v - math.floor(v) - 0.5
+        return 1.0 if du * du + dv * dv < 0.1 else 0.0
+    if kind == 4:
+        u = math.sqrt(x * x + y * y) * 1.5 * frequency + shift
+        return 1.0 if u - math.floor(u) < 0.5 else 0.0
+    v = v * 1.5
+    u = u * frequency + 0.5 * abs(v - math.floor(v) - 0.5) + shift
+    return 1.0 if u - math.floor(u) < 0.5 else 0.0
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def local(x, y, z, ct, st, cy, sy):
+    """World offset from the object's centre to its own axes: undo the tilt about z, then the yaw about y."""
+    a, b = ct * x + st * y, ct * y - st * x
+    return cy * a + sy * z, b, cy * z - sy * a
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def passes(ox, oy, oz, ux, uy, uz, hx, hy, hz, room):
+    """Whether a line stays more than `room` away from a box, all along the box's axes; may say no where it does."""
+    hx, hy, hz = max(hx, hz) + room, hy + room, max(hx, hz) + room
+    ax, bx, ay, by, az, bz = (
+        (-hx - ox) / ux,
+        (hx - ox) / ux,
+        (-hy - oy) / uy,
+        (hy - oy) / uy,
+        (-hz - oz) / uz,
+        (hz - oz) / uz,
+    )
+    near = max(min(ax, bx), min(ay, by), min(az, bz))
+    return near > min(max(ax, bx), max(ay, by), max(az, bz)) + 1e-9
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def object_shadow(ox, oy, oz, lx, ly, lz, kind, hx, hy, hz, bound, ct, st, cyaw, syaw):
+    """1 in full light, 0 in full shadow; penumbra by the closest pass of the shadow ray (k d / t).
+
+    (ox, oy, oz) from the object's centre to the point, (lx, ly, lz) to the light.
+    """
+    along = -(ox * lx + oy * ly + oz * lz)
+    if along < 0:
+        return 1.0
+    qx, qy, qz = ox + along * lx, oy + along * ly, oz + along * lz
+    reach = bound + 0.12 * along + 0.02
+    if qx * qx + qy * qy + qz * qz > reach * reach:
+        return 1.0
+    kx, ky, kz = local(ox, oy, oz, ct, st, cyaw, syaw)
+    vx, vy, vz = local(lx, ly, lz, ct, st, cyaw, syaw)
+    # lit is 1 where the ray stays farther than t / 9; a hexagon's distance is up to 1 / .866 times too short
+    if passes(kx, ky, kz, vx, vy, vz, hx, hy, hz, 0.01 + 1.2 * (along + reach) / 9):
+        return 1.0
+    t, lit = max(0.01, along - reach), 1.0
+    for _ in range(TRACE_STEPS):
+        x, y, z = local(ox + t * lx, oy + t * ly, oz + t * lz, ct, st, cyaw, syaw)
+        d = sdf(kind, x, y, z, hx, hy, hz)
+        if d < HIT:
+            return 0.0
+        lit = min(lit, 9.0 * d / t)
+        t += max(d, 0.01)
+        if t > along + reach:
+            break
+    return lit * lit * (3 - 2 * lit)
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def strike(ox, oy, oz, ux, uy, uz, kind, hx, hy, hz, bound, ct, st, cyaw, syaw):
+    """Distance at which a ray meets an object, infinity where it misses; (ox, oy, oz) from its centre to the camera."""
+    along = -(ox * ux + oy * uy + oz * uz)
+    miss = (ox + along * ux) ** 2 + (oy + along * uy) ** 2 + (oz + along * uz) ** 2
+    if miss > bound * bound:
+        return np.inf
+    kx, ky, kz = local(ox, oy, oz, ct, st, cyaw, syaw)
+    vx, vy, vz = local(ux, uy, uz, ct, st, cyaw, syaw)
+    if kind != 0 and passes(kx, ky, kz, vx, vy, vz, hx, hy, hz, 2 * HIT):
+        return np.inf
+    t = along - bound
+    for _ in range(TRACE_STEPS):
+        x, y, z = local(ox + t * ux, oy + t * uy, oz + t * uz, ct, st, cyaw, syaw)
+        d = sdf(kind, x, y, z, hx, hy, hz)
+        if d < HIT:
+            return t
+        t += d
+        if t > along + bound:
+            break
+    return np.inf
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def shading(x, y, z, kind, hx, hy, hz, lx, ly, lz):
+    """Light on a point of the surface; all along the object's own axes."""
+    e = 2e-3
+    gx = sdf(kind, x + e, y, z, hx, hy, hz) - sdf(kind, x - e, y, z, hx, hy, hz)
+    gy = sdf(kind, x, y + e, z, hx, hy, hz) - sdf(kind, x, y - e, z, hx, hy, hz)
+    gz = sdf(kind, x, y, z + e, hx, hy, hz) - sdf(kind, x, y, z - e, hx, hy, hz)
+    length = math.sqrt(gx * gx + gy * gy + gz * gz) + 1e-12
+    facing = max(0.0, (gx * lx + gy * ly + gz * lz) / length)
+    return AMBIENT + (1 - AMBIENT) * facing
