@@ -67,7 +67,7 @@ def train_in_pairs(jobs: list[tuple[Path, Path, list[str]]]) -> None:
     command = [sys.executable, str(PAIR), json.dumps(content)]
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     processes = [subprocess.Popen(command, env=ENVIRONMENT | rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
-    said = [process.communicate(timeout=900)[1] for process in processes]
+    said = [process.communicate(timeout=3000)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-3000:] for text in said)
 
 
