@@ -28,7 +28,7 @@ from newtonrewards.training.methods.reward import RewardStage
 from newtonrewards.training.methods.rewarded import RewardedStage
 from newtonrewards.training.optimisers import optimisers
 from newtonrewards.training.recipe import TrainRecipe
-from newtonrewards.training.strategies import STRATEGIES, Strategy
+from newtonrewards.training.strategies import STRATEGIES, Strategy, check, unfit
 
 CAPTION = "an object falls"
 
@@ -224,8 +224,10 @@ def show_plan(
         exit code: 0, or 1 where a stage doesn't fit.
     Raises:
         InputError: a memory that can't be read, or a batch that the processes can't share.
+        RecipeError: a stage that the strategy can't run.
     """
     limit = None if memory is None else parse_bytes(memory)
+    check(recipe, strategy)
     code = 0
     print(f"planned, not measured: tensor memory of one process, {strategy}, {processes} process(es)")
     for number, stage in enumerate(recipe.stages):
@@ -287,7 +289,11 @@ def advice(plan: StagePlan, recipe: TrainRecipe, limit: int, processes: int) -> 
             lines.append(f"stages.{plan.stage}.decoded_latents: 4 (gradient through a part of the clip in each step)")
     if isinstance(stage, RewardedStage) and not stage.reward.flow.checkpoint:
         lines.append(f"stages.{plan.stage}.reward.flow.checkpoint: true, with a smaller pairs_at_once")
-    fitting = [(count, way) for (way, count), size in plan.others.items() if size <= USABLE * limit]
+    fitting = [
+        (count, way)
+        for (way, count), size in plan.others.items()
+        if size <= USABLE * limit and unfit(stage, way) is None
+    ]
     if fitting:
         count, way = min(fitting, key=lambda found: (found[0], STRATEGIES.index(found[1])))
         lines.append(

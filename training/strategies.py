@@ -90,6 +90,8 @@ def choose(given: Strategy | None, recipe: TrainRecipe, *, offload: bool = False
     for name, (usual, instead) in REFUSED.items():
         if os.environ.get(name, usual).lower() != usual:
             raise _not_offered(f"{name}={os.environ[name]}", f"{instead}")
+    if os.environ.get(OFFLOAD, "none").lower() not in ("none", "cpu"):
+        raise _not_offered(f"{OFFLOAD}={os.environ[OFFLOAD]}", "cpu or none")
     if given is not None and told not in ("ddp", given):
         raise InputError(
             f"the launcher was set up for {told}", where=f"--strategy {given}", fix="Leave one of them out."
@@ -105,23 +107,33 @@ def choose(given: Strategy | None, recipe: TrainRecipe, *, offload: bool = False
             where="--strategy",
             fix="Start it as `torchrun --nproc_per_node N -m newtonrewards.training.train`; see docs/launching.md.",
         )
-    for number, stage in enumerate(recipe.stages):
-        if stage.optimiser.name != "adamw":
-            raise RecipeError(
-                f"{stage.optimiser.name} looks at whole matrices, which {strategy} cuts into pieces",
-                where=f"stages[{number}].optimiser",
-                fix="Use adamw, or the strategy ddp.",
-            )
-        if strategy == "zero3" and stage.objective == "reward":
-            raise RecipeError(
-                "the reward's gradient recomputes whole sampling steps, in which ZeRO-3 drops frozen weights too early",
-                where=f"stages[{number}]",
-                fix="Use fsdp2, which cuts the weights as well.",
-            )
+    check(recipe, strategy)
     if strategy != "fsdp2":
         _prepare_deepspeed(offload)
     os.environ.update(ENVIRONMENT[strategy])
     return strategy
+
+
+def unfit(stage: Stage, strategy: Strategy) -> str | None:
+    """Why a stage can't run under a strategy, or None."""
+    if stage.optimiser.name != "adamw" and strategy != "ddp":
+        return f"{stage.optimiser.name} looks at whole matrices, which {strategy} cuts into pieces"
+    if stage.objective == "reward" and strategy == "zero3":
+        return "the reward's gradient recomputes whole sampling steps, in which ZeRO-3 drops frozen weights too early"
+    return None
+
+
+def check(recipe: TrainRecipe, strategy: Strategy) -> None:
+    """Refuse a recipe that asks for what a strategy can't do.
+
+    Raises:
+        RecipeError: with the strategies that can.
+    """
+    for number, stage in enumerate(recipe.stages):
+        reason = unfit(stage, strategy)
+        if reason is not None:
+            able = [name for name in STRATEGIES if unfit(stage, name) is None]
+            raise RecipeError(reason, where=f"stages[{number}]", fix=f"Use --strategy {' or '.join(able)}.")
 
 
 def _prepare_deepspeed(offload: bool) -> None:

@@ -8,7 +8,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-from newtonrewards.training.strategies import ENVIRONMENT, REFUSED, STRATEGIES, Strategy, launched
+from newtonrewards.core.errors import NewtonError
+from newtonrewards.training.recipe import TrainRecipe
+from newtonrewards.training.strategies import ENVIRONMENT, OFFLOAD, REFUSED, STRATEGIES, Strategy, choose, launched
 
 FOLDER = Path(__file__).resolve().parents[2] / "launch" / "accelerate"
 EXPECTED = {
@@ -49,6 +51,47 @@ def test_a_file_tells_the_processes_what_the_option_tells_them(name: Strategy, m
         if key.startswith(("ACCELERATE_", "FSDP_")):
             monkeypatch.setenv(key, value)
     assert launched() == name
+
+
+RECIPE = {
+    "model": {"name": "embedded", "path": "m", "lora_rank": 2},
+    "data": {"clips": "c"},
+    "stages": [{"objective": "sft", "steps": 1}],
+}
+REWARD = {"objective": "reward", "steps": 1, "reward": {"terms": {"mass/paired": {}}}}
+MUON = {"objective": "sft", "steps": 1, "optimiser": {"name": "muon"}}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "stage", "told", "reason"),
+    [
+        ("zero3", REWARD, {}, r"stages\[1\]: the reward's gradient.*Use --strategy ddp or fsdp2 or zero1 or zero2"),
+        ("fsdp2", MUON, {}, r"muon looks at whole matrices, which fsdp2 cuts.*Use --strategy ddp\."),
+        ("zero2", MUON, {"LOCAL_RANK": None}, "zero2 needs a launcher, also for one process"),
+        ("ddp", MUON, {"ACCELERATE_USE_DEEPSPEED": "true"}, "the launcher was set up for zero2"),
+        (None, MUON, {"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1 is not offered"),
+        (
+            None,
+            MUON,
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"},
+            "ZeRO stage 0 is not",
+        ),
+        (None, MUON, {"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS=true is not offered"),
+        (None, MUON, {OFFLOAD: "nvme"}, "=nvme is not offered.*Use cpu or none"),
+    ],
+)
+def test_what_nobody_has_run_is_refused(
+    strategy: Strategy | None,
+    stage: dict[str, object],
+    told: dict[str, str | None],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = TrainRecipe.model_validate({**RECIPE, "stages": [*RECIPE["stages"], stage]})
+    for name, value in {"LOCAL_RANK": "0", **told}.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(NewtonError, match=reason):
+        choose(strategy, recipe)
 
 
 def test_a_misspelt_key_would_be_seen(tmp_path: Path) -> None:
