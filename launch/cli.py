@@ -25,6 +25,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "simulate": Command("newtonrewards.simulation.simulate", "make clips of the five motions with their exact truth"),
     "train": Command("newtonrewards.training.train", "fine-tune and post-train a video model from one recipe"),
+    "export": Command("newtonrewards.training.export", "a checkpoint of a run as a plain LoRA or model folder"),
     "generate": Command("newtonrewards.launch.generate", "make clips from captions and first frames"),
     "score": Command("newtonrewards.eval.score", "say whether the motion in existing videos is lawful, without truth"),
     "evaluate": Command("newtonrewards.eval.evaluate", "measure generated clips against the truth, arm beside arm"),

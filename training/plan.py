@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -29,9 +28,8 @@ from newtonrewards.training.methods.reward import RewardStage
 from newtonrewards.training.methods.rewarded import RewardedStage
 from newtonrewards.training.optimisers import optimisers
 from newtonrewards.training.recipe import TrainRecipe
+from newtonrewards.training.strategies import STRATEGIES, Strategy, check, unfit
 
-Strategy = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 CAPTION = "an object falls"
 
 
@@ -114,6 +112,7 @@ def step(
 ) -> None:
     """What `Trainer.train_step` does, with the optimiser's state already there, as in every step but the first."""
     trained = [p for p in objective.parameters() if p.requires_grad]
+    objective.bf16 = recipe.precision == "bf16"
     with tracker:
         ema = None if recipe.ema is None else EMAModel(trained, decay=recipe.ema)
         updates = optimisers(objective, stage.optimiser)
@@ -123,12 +122,10 @@ def step(
                     group["foreach"] = foreach
         _first_state(trained, updates)
         tracker.forget_peaks()
-        with autocast(recipe, clips):
-            works = objective(clips, 0, prepare=True)[0]
+        works = objective(clips, 0, prepare=True)[0]
         # the first work has the most to do, and from the second on the gradients of those before are held
         for work in [works[0]] * min(2, len(works)):
-            with autocast(recipe, clips):
-                output = objective(work, 0)
+            output = objective(work, 0)
             output.loss.float().mean().backward()
             del output
         nn.utils.clip_grad_norm_(trained, stage.optimiser.grad_clip)
@@ -137,11 +134,6 @@ def step(
             optimiser.zero_grad()
         if ema is not None:
             ema.step(trained)
-
-
-def autocast(recipe: TrainRecipe, clips: ClipBatch) -> torch.autocast:
-    """As the trainer's accelerator casts the objective."""
-    return torch.autocast(clips.frames.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
 
 
 def _first_state(trained: list[nn.Parameter], updates: list[torch.optim.Optimizer]) -> None:
@@ -232,8 +224,10 @@ def show_plan(
         exit code: 0, or 1 where a stage doesn't fit.
     Raises:
         InputError: a memory that can't be read, or a batch that the processes can't share.
+        RecipeError: a stage that the strategy can't run.
     """
     limit = None if memory is None else parse_bytes(memory)
+    check(recipe, strategy)
     code = 0
     print(f"planned, not measured: tensor memory of one process, {strategy}, {processes} process(es)")
     for number, stage in enumerate(recipe.stages):
@@ -295,7 +289,11 @@ def advice(plan: StagePlan, recipe: TrainRecipe, limit: int, processes: int) -> 
             lines.append(f"stages.{plan.stage}.decoded_latents: 4 (gradient through a part of the clip in each step)")
     if isinstance(stage, RewardedStage) and not stage.reward.flow.checkpoint:
         lines.append(f"stages.{plan.stage}.reward.flow.checkpoint: true, with a smaller pairs_at_once")
-    fitting = [(count, way) for (way, count), size in plan.others.items() if size <= USABLE * limit]
+    fitting = [
+        (count, way)
+        for (way, count), size in plan.others.items()
+        if size <= USABLE * limit and unfit(stage, way) is None
+    ]
     if fitting:
         count, way = min(fitting, key=lambda found: (found[0], STRATEGIES.index(found[1])))
         lines.append(

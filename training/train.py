@@ -6,10 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import yaml
-from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration
+from accelerate import PartialState
+from torch import nn
 from tqdm import tqdm
 
 from newtonrewards.core.clip import ClipBatch
@@ -24,29 +23,32 @@ from newtonrewards.training import checkpoint
 from newtonrewards.training.batches import Batches, ClipDataset
 from newtonrewards.training.methods.base import Objective
 from newtonrewards.training.methods.registry import METHODS, Stage
-from newtonrewards.training.plan import STRATEGIES, show_plan
+from newtonrewards.training.plan import show_plan
 from newtonrewards.training.recipe import TrainRecipe
+from newtonrewards.training.strategies import STRATEGIES, Strategy, accelerator_for, choose, launched, on_cpu
 from newtonrewards.training.trainer import Trainer
 
 # Clips of the training data whose penalties are the floor.
 FLOOR_CLIPS = 16
 
 
-def train(recipe: TrainRecipe, run: Path) -> Path:
-    """Run all stages of a recipe, from the last checkpoint if there is one.
+def train(recipe: TrainRecipe, run: Path, strategy: Strategy | None = None, *, offload: bool = False) -> Path:
+    """Run all stages of a recipe, from the last checkpoint if there is one, whatever the strategy that wrote it.
 
+    Args:
+        strategy: how processes share the work; None: as the launcher says.
+        offload: keep the optimiser's state in the host's memory (ZeRO).
     Returns:
         the folder of the trained model (`run/model`): a pipeline, or LoRA weights.
     Raises:
         NewtonError: anything wrong with recipe, data, model or checkpoint; Interrupted after a signal.
     """
     output_folder(run)
-    process = PartialState(cpu=_on_cpu())
+    strategy = choose(strategy, recipe, offload=offload)
+    process = PartialState(cpu=on_cpu())
     last = _last_state(recipe, run)
     dataset = open_clips(recipe.data.clips, recipe.data.layout, cache=recipe.data.cache)
-    model = load_video_model(recipe.model).to(process.device)
-    if isinstance(model, PipelineModel) and model.embeddings is not None:
-        _encode_once(model, dataset, process)
+    model = _model(recipe, dataset, process)
     batches = Batches(dataset, recipe.seed, process.process_index, process.num_processes)
     if process.is_main_process:
         write_json(run / "provenance.json", provenance())
@@ -56,6 +58,9 @@ def train(recipe: TrainRecipe, run: Path) -> Path:
         if last is None or last.stage <= number:
             resume = last if last is not None and last.stage == number else None
             _run_stage(recipe, number, objective(model, stage, recipe.seed, dataset), batches, run, first, resume)
+            if strategy != "ddp":  # which left the model in pieces: go on with a new one and what was saved
+                model = _model(recipe, dataset, process)
+                _last(recipe, run).load_weights(nn.ModuleDict(model.trainable), averaged=True)
         first += stage.steps
     if process.is_main_process:
         save_trained(model, recipe.model, run / "model")
@@ -74,21 +79,27 @@ def _run_stage(
     resume: checkpoint.State | None,
 ) -> None:
     """One stage with an accelerator of its own, so that no wrapper or optimiser of the stage before is left."""
-    accelerator = Accelerator(
-        cpu=_on_cpu(),
-        mixed_precision="bf16" if recipe.precision == "bf16" else "no",
-        log_with=list(recipe.trackers),
-        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run)),
-    )
+    accelerator = accelerator_for(recipe, recipe.stages[number], run)
     accelerator.init_trackers("tensorboard")
+    if resume is not None:
+        resume.load_weights(stage_objective.trained)
     trainer = Trainer(recipe, number, stage_objective, batches, accelerator, run, first_step)
     if resume is not None:
         trainer.restore(resume)
     trainer.fit()
-    if trainer.ema is not None:  # the averaged weights are what a stage hands on
-        trainer.ema.copy_to(trainer.parameters)
+    if trainer.ema is not None and launched() == "ddp":  # the averaged weights are what a stage hands on
+        trainer.ema.copy_to(trainer.trained.values())
     for tracker in accelerator.trackers:  # `end_training` would take the process group from the stages to come
         tracker.finish()
+    accelerator.free_memory()
+
+
+def _model(recipe: TrainRecipe, dataset: ClipDataset, process: PartialState) -> VideoModel:
+    """The recipe's model as training begins, without its encoders where their work is stored."""
+    model = load_video_model(recipe.model).to(process.device)
+    if isinstance(model, PipelineModel) and model.embeddings is not None:
+        _encode_once(model, dataset, process)
+    return model
 
 
 def _encode_once(model: PipelineModel, dataset: ClipDataset, process: PartialState) -> None:
@@ -112,14 +123,16 @@ def objective(model: VideoModel, stage: Stage, seed: int, dataset: ClipDataset) 
     return METHODS[stage.objective].build(model, stage, seed, perfect)
 
 
-def _on_cpu() -> bool:
-    """Said outright, since accelerate otherwise takes N processes under torchrun on a CPU for N lonely ones."""
-    return not torch.accelerator.is_available()
-
-
 def _last_state(recipe: TrainRecipe, run: Path) -> checkpoint.State | None:
     found = checkpoint.checkpoints(run)
     return checkpoint.read_state(found[-1], recipe) if found else None
+
+
+def _last(recipe: TrainRecipe, run: Path) -> checkpoint.State:
+    """The last checkpoint of a stage that came to its end, which always leaves one."""
+    state = _last_state(recipe, run)
+    assert state is not None
+    return state
 
 
 def parser() -> argparse.ArgumentParser:
@@ -139,10 +152,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--dry-run", action="store_true", help="check the recipe, print it in full, and stop")
     p.add_argument("--plan", action="store_true", help="say what a step needs in memory, without any weight, and stop")
-    plan = p.add_argument_group("with --plan (docs/memory.md)")
-    plan.add_argument(
-        "--strategy", choices=STRATEGIES, default="ddp", help="how processes share the work (default ddp)"
+    p.add_argument(
+        "--strategy", choices=STRATEGIES, help="how processes share the work (default: as the launcher says, else ddp)"
     )
+    p.add_argument("--offload", action="store_true", help="with ZeRO: keep the optimiser's state in the host's memory")
+    plan = p.add_argument_group("with --plan (docs/memory.md)")
     plan.add_argument("--processes", type=int, default=1, help="how many there will be (default 1)")
     plan.add_argument("--memory", help="of one GPU, as 80GB: says whether it fits, and what to change if not")
     plan.add_argument(
@@ -160,14 +174,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.plan:
         return show_plan(
             recipe,
-            strategy=arguments.strategy,
+            strategy=arguments.strategy or "ddp",
             processes=arguments.processes,
             memory=arguments.memory,
             foreach=not arguments.on_cpu,
         )
     if arguments.out is None:
         raise InputError("no run folder given", where="--out", fix="Name the folder to write to.")
-    path = train(recipe, arguments.out)
+    path = train(recipe, arguments.out, arguments.strategy, offload=arguments.offload)
     steps = sum(stage.steps for stage in recipe.stages)
     print(f"{path}: trained {steps} steps. Metrics in {arguments.out / 'metrics.jsonl'}.")
     return 0

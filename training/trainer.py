@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
+from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.errors import Interrupted, NewtonError
 from newtonrewards.core.run import append_jsonl, read_jsonl, write_jsonl
-from newtonrewards.training import checkpoint
+from newtonrewards.training import checkpoint, shards
 from newtonrewards.training.batches import Batches
 from newtonrewards.training.guard import Alarm, Guard
 from newtonrewards.training.methods.base import Objective, ObjectiveOutput
@@ -71,14 +72,13 @@ class Trainer:
         self.stage: Stage = recipe.stages[stage]
         self.first_step, self.step = first_step, first_step
         self.plain, self.guard = objective, Guard(objective.rules)
-        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.plain.bf16 = recipe.precision == "bf16"
         prepared = accelerator.prepare(objective, *optimisers(objective, self.stage.optimiser))
         self.objective, self.optimisers = prepared[0], prepared[1:]
-        self.ema = (
-            None if recipe.ema is None else EMAModel(self.parameters, decay=recipe.ema, use_ema_warmup=True, power=0.75)
-        )
-        if self.ema is not None:
-            accelerator.register_for_checkpointing(self.ema)
+        self.trained = shards.trained(
+            self.plain.trained
+        )  # only now: a strategy may have put others in the parameters' place
+        self.ema = None if recipe.ema is None else averaged(self.trained, recipe.ema)
         self._interrupted = False
         self._pace: deque[float] = deque(maxlen=PACE_WINDOW)
 
@@ -123,6 +123,9 @@ class Trainer:
         batch = self.batches.at(self.step, stage.batch_size).to(self.accelerator.device)
         lr = learning_rate(stage.optimiser, step, stage.steps)
         self.plain.reward_scale = self.guard.scale
+        for optimiser in self.optimisers:  # now: DeepSpeed moves at the end of the backward pass
+            for group in optimiser.param_groups:
+                group["lr"] = lr
         outputs: list[ObjectiveOutput] = []
         norms = []
         try:
@@ -130,36 +133,44 @@ class Trainer:
                 updates = self.objective(batch, step, prepare=True)
             for works in updates:
                 for number, work in enumerate(works):
-                    last = number == len(works) - 1
-                    with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+                    with self._part(last=number == len(works) - 1):
                         output = self.objective(work, step)
                         self.accelerator.backward(output.loss.mean() / len(works))
                     outputs.append(output)
-                norms.append(self._update(lr))
+                norms.append(self._update())
         except RewardFailure as error:
             name = self.batches.name(error.sample)
             raise NewtonError(error.what, where=f"{self.run}, step {self.step + 1}, {name}", fix=error.fix) from error
         spent = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - processor}
         return {**self._means(outputs), "grad_norm": sum(norms) / len(norms), "lr": lr, **spent}
 
-    def _update(self, lr: float) -> float:
+    def _part(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """One part of an update's batch; only the last lets the processes exchange gradients, and DeepSpeed move."""
+        self.accelerator.gradient_state._set_sync_gradients(last)
+        if last or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[None] = self.accelerator.no_sync(self.objective)
+        return context
+
+    def _update(self) -> float:
         """Let the optimisers move once; returns the gradient's norm before it was clipped."""
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.stage.optimiser.grad_clip)
+        norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.stage.optimiser.grad_clip)
         for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = lr
             optimiser.step()
             optimiser.zero_grad()
         if self.ema is not None:
-            self.ema.step(self.parameters)
-        return float(norm)
+            self.ema.step([shards.averageable(p) for p in self.trained.values()])
+        return float(shards.whole(norm) if isinstance(norm, Tensor) else norm)
 
     def show(self) -> None:
         """Clips of the first samples, as files under `samples/` and as a picture for the trackers."""
         config = self.recipe.samples
         clips = [self.batches.dataset[index] for index in range(min(config.clips, len(self.batches.dataset)))]
         batch = ClipBatch.stack(clips).to(self.accelerator.device)
-        frames = generate_samples(self.plain.model, batch, config, self.recipe.seed)
+        with torch.no_grad():
+            frames = self.objective(
+                function=lambda: generate_samples(self.plain.model, batch, config, self.recipe.seed)
+            )
         if not self.accelerator.is_main_process:
             return
         write_samples(self.run / "samples", self.step, clips, frames, self.plain.model.spec.playback_fps)
@@ -169,11 +180,29 @@ class Trainer:
                 tracker.log_images({"samples": image}, step=self.step)
 
     def save(self) -> None:
-        checkpoint.save(self.accelerator, self.run, self.recipe, self.step, self.stage_number, self.guard.state())
+        ema = {} if self.ema is None else {"ema_step": self.ema.optimization_step}
+        content = {"step": self.step, "stage": self.stage_number, "guard": self.guard.state(), **ema}
+        checkpoint.save(self.accelerator, self.run, self.recipe, content, self._tensors())
+
+    def _tensors(self) -> Iterator[tuple[str, Iterator[tuple[str, Tensor]]]]:
+        """Everything that a resume needs, file by file and whole, whatever the strategy; all processes must go through
+        it. The file `weights` alone is enough to hand the weights on."""
+        yield checkpoint.WEIGHTS, ((name, shards.whole(p)) for name, p in self.trained.items())
+        if self.ema is not None:
+            shadows = dict(zip(self.trained, self.ema.shadow_params, strict=True))
+            yield checkpoint.EMA, ((name, shards.whole(value)) for name, value in shadows.items())
+        for key in shards.optimiser_keys(self.optimisers):
+            yield checkpoint.OPTIMISER + key, shards.optimiser_state(self.optimisers, self.trained, key)
 
     def restore(self, state: checkpoint.State) -> None:
-        """Go on from a checkpoint of this stage; rows of metrics written after it are dropped."""
-        self.accelerator.load_state(str(state.path))
+        """Go on from a checkpoint of this stage, whose weights the objective already has; rows of metrics written after
+        it are dropped."""
+        shards.restore_optimiser(self.optimisers, self.trained, state.optimiser())
+        if self.ema is not None:
+            values = state.tensors(checkpoint.EMA)
+            shadows = zip(self.trained, self.ema.shadow_params, strict=True)
+            self.ema.shadow_params = [shards.part_like(shadow, values[name]) for name, shadow in shadows]
+            self.ema.optimization_step = state.ema_step
         self.step = state.step
         self.guard.restore(state.guard)
         metrics = self.run / "metrics.jsonl"
@@ -253,6 +282,11 @@ class Trainer:
             unit="step",
             disable=not self.accelerator.is_main_process,
         )
+
+
+def averaged(trained: Mapping[str, nn.Parameter], decay: float) -> EMAModel:
+    """Averaged weights that begin as these are."""
+    return EMAModel([shards.averageable(p) for p in trained.values()], decay=decay, use_ema_warmup=True, power=0.75)
 
 
 def _nanmean(values: Tensor) -> float:

@@ -16,9 +16,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from newtonrewards.core.errors import CheckpointError, RecipeError
+from newtonrewards.core.errors import CheckpointError, InputError, RecipeError
 from newtonrewards.core.run import read_jsonl
+from newtonrewards.launch.cli import main as newtonrewards
 from newtonrewards.training.checkpoint import checkpoints, differences
+from newtonrewards.training.export import export
 from newtonrewards.training.optimisers import OptimiserConfig, learning_rate
 from newtonrewards.training.recipe import TrainRecipe
 from newtonrewards.training.train import main, train
@@ -117,6 +119,18 @@ def test_the_tracker_and_the_run_folder_tell_the_story(uninterrupted: Path) -> N
         == torch.__version__.split("+")[0]
     )
     assert len(checkpoints(uninterrupted)) == 3
+
+
+def test_a_checkpoint_is_exported_as_what_a_finished_run_has(tmp_path: Path, uninterrupted: Path) -> None:
+    assert newtonrewards(["export", str(uninterrupted), "--out", str(tmp_path / "last")]) == 0
+    files = [next(path.rglob("*.safetensors")).read_bytes() for path in (tmp_path / "last", uninterrupted / "model")]
+    assert files[0] == files[1]
+    export(uninterrupted, tmp_path / "before", step=7)
+    assert not same(load_file(next((tmp_path / "before").rglob("*.safetensors"))), weights(uninterrupted))
+    with pytest.raises(InputError, match=r"no whole checkpoint of step 3\. There are 6, 7, 8"):
+        export(uninterrupted, tmp_path / "none", step=3)
+    with pytest.raises(InputError, match="there already"):
+        export(uninterrupted, tmp_path / "last")
 
 
 def test_a_checkpoint_of_another_model_or_recipe_is_refused(

@@ -84,6 +84,7 @@ class Objective(nn.Module):
         rules: which sentinels are watched during training.
         reward_scale: factor of the reward, which the guard of the sentinels lowers.
         units: unit of a log, by its name.
+        bf16: whether what the networks compute is cast to bfloat16 (torch's autocast). Weights keep their type.
     """
 
     def __init__(self, model: VideoModel, stage: StageConfig, seed: int) -> None:
@@ -100,6 +101,11 @@ class Objective(nn.Module):
         self.rules: Mapping[str, SentinelRule] = {}
         self.reward_scale = 1.0
         self.units: Mapping[str, str] = {}
+        self.bf16 = False
+        # FSDP cuts block by block; under this name diffusers and transformers say which classes are blocks.
+        self._no_split_modules = sorted(
+            {name for module in model.trainable.values() for name in getattr(module, "_no_split_modules", None) or ()}
+        )
 
     @classmethod
     def build(
@@ -124,12 +130,23 @@ class Objective(nn.Module):
     def model(self) -> VideoModel:
         return self._plain[0]
 
-    def forward(self, work: Any, step: int = 0, prepare: bool = False) -> Any:
-        """`prepare` or `loss`; the step is counted in its stage."""
-        if prepare:
-            with torch.no_grad():
-                return self.prepare(work, step)
-        return self.loss(work, step)
+    def forward(
+        self, work: Any = None, step: int = 0, prepare: bool = False, function: Callable[[], Any] | None = None
+    ) -> Any:
+        """`prepare` or `loss`; the step is counted in its stage. Or any function that uses the trained modules, which a
+        launcher may have cut into pieces that are whole in here only.
+
+        The cast is made in here since each launcher has its own idea of mixed precision, and the numbers must not
+        depend on it.
+        """
+        device = next(self.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+            if function is not None:
+                return function()
+            if prepare:
+                with torch.no_grad():
+                    return self.prepare(work, step)
+            return self.loss(work, step)
 
     def prepare(self, batch: ClipBatch, step: int) -> Sequence[Sequence[Any]]:
         """The works of each optimiser update of a step: here one update over the batch in `accumulate` parts.
