@@ -65,7 +65,7 @@ def recipe(name: str, folder: Path, size: tuple[int, int, int], trains: dict[str
                 "batch_size": 1,
                 "sampling": {"num_inference_steps": 8, "grad_steps": 1},
                 "reward": {
-                    "flow": {"checkpoint": True, "pairs_at_once": 8},
+                    "flow": {"num_flow_updates": 12, "upsample": 1, "checkpoint": True, "pairs_at_once": 8},
                     "terms": {"kinematic/second_difference": {"weight": 1.0}, "mass/paired": {"weight": 1.0}},
                 },
             }

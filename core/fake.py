@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 _PLAIN = frozenset(
     {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, complex}
 )
+_DEVICE, _NUMBER, _META = torch.ops.prim.device.default, torch.ops.aten._local_scalar_dense.default, torch.device("meta")
 _UNFIT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view)
 
 
@@ -33,7 +34,7 @@ def fake_tensors() -> Iterator[FakeTensorMode]:
 
 def empty(module: nn.Module, mode: FakeTensorMode) -> None:
     """Put fake tensors in the place of a module's real ones."""
-    _replace_tensors(module, mode.from_tensor)
+    _replace_tensors(module, lambda tensor: tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor))
 
 
 @contextlib.contextmanager
@@ -93,12 +94,14 @@ class _FakeMode(FakeTensorMode):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._known: dict[tuple[Any, ...], _Result | list[_Result] | tuple[_Result, ...] | None] = {}
+        self._known: dict[tuple[Any, ...], Any] = {}  # a result or several, None: ask torch each time
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is _DEVICE and type(args[0]) is FakeTensor:  # more than half of all calls
+            return _META if self.in_kernel_invocation else args[0].fake_device
+        if func is _NUMBER:
             return self._number(args[0])
         kwargs = kwargs or {}
         key: list[Any] = [func, torch.get_default_dtype()]
@@ -121,14 +124,14 @@ class _FakeMode(FakeTensorMode):
     def _number(self, tensor: Tensor) -> Any:
         if not isinstance(tensor, FakeTensor):
             with unset_fake_temporarily():
-                return torch.ops.aten._local_scalar_dense.default(tensor)
+                return _NUMBER(tensor)
         kind = tensor.dtype
         return 0.5 if kind.is_floating_point else True if kind is torch.bool else 1
 
     def _again(self, found: Any, args: Sequence[Any]) -> Any:
         if isinstance(found, _Result):
             return self._make(found, args)
-        outputs = [self._make(result, args) for result in found]
+        outputs = [None if result is None else self._make(result, args) for result in found]
         return outputs if type(found) is list else tuple(outputs)
 
     def _make(self, result: _Result, args: Sequence[Any]) -> Tensor:
@@ -176,8 +179,15 @@ def _remember(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output:
     others = {_storage(value) for value in hidden if isinstance(value, Tensor)}
     places = {_storage(value): i for i, value in enumerate(args) if isinstance(value, Tensor)}
     seen: set[int] = set()
-    results = []
+    results: list[_Result | None] = []
     for one in tensors:
+        if one is None:
+            results.append(None)
+            continue
+        same = next((i for i, value in enumerate(args) if value is one), None)
+        if same is not None:
+            results.append(_Result(same, True))
+            continue
         if type(one) is not FakeTensor or one.constant is not None or one.layout is not torch.strided:
             return None
         if one.is_conj() or one.is_neg() or one.requires_grad or _storage(one) in others:
@@ -186,16 +196,9 @@ def _remember(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output:
         if place is None and _storage(one) in seen:
             return None  # outputs that share a storage among themselves
         seen.add(_storage(one))
-        results.append(_result(one, place, args))
+        where = (one.storage_offset(), one.shape, one.stride())
+        results.append(_Result(place, False, where, one.dtype, dict(vars(one))))
     return results[0] if isinstance(output, Tensor) else results if type(output) is list else tuple(results)
-
-
-def _result(one: FakeTensor, place: int | None, args: Sequence[Any]) -> _Result:
-    same = next((i for i, value in enumerate(args) if value is one), None)
-    if same is not None:
-        return _Result(same, True)
-    where = (one.storage_offset(), one.shape, one.stride())
-    return _Result(place, False, where, one.dtype, dict(vars(one)))
 
 
 def _storage(tensor: Tensor) -> int:

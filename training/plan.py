@@ -93,9 +93,8 @@ def plan_stage(
         small.encode(torch.zeros(1, small.spec.num_frames, 3, small.spec.height, small.spec.width))
     with fake_tensors() as fake:
         model = load_video_model(recipe.model, read=outline) if small is None else small
-        if small is not None:
-            for module in networks(small, None).values():
-                empty(module, fake)
+        for module in networks(model, reward).values():
+            empty(module, fake)
         objective = METHODS[stage.objective].build(model, stage, recipe.seed, reward=reward)
         fixed = networks(model, reward)
         ways = [(strategy, processes), *((way, count) for count in compare for way in STRATEGIES)]
