@@ -18,12 +18,13 @@ _PLAIN = frozenset(
     {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, complex}
 )
 _DEVICE, _NUMBER, _META = torch.ops.prim.device.default, torch.ops.aten._local_scalar_dense.default, torch.device("meta")
+_INDEXED = frozenset({torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default})
 _UNFIT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view)
 
 
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[FakeTensorMode]:
-    """Inside, every tensor that is made is fake, and code that asks one for a number gets .5, 1 or true.
+    """Inside, every tensor that is made is fake, and code that asks one for a number gets .5, 1 or true; masks are true.
 
     Pixels are checked to lie in [0, 1] and captions have a length; memory doesn't depend on which. Only a single
     integer that is drawn is real, since it names a step or a place and must lie in its range.
@@ -103,6 +104,11 @@ class _FakeMode(FakeTensorMode):
             return _META if self.in_kernel_invocation else args[0].fake_device
         if func is _NUMBER:
             return self._number(args[0])
+        if func is torch.ops.aten.nonzero.default:
+            return self._everywhere(args[0])
+        if func in _INDEXED and any(value is not None and value.dtype is torch.bool for value in args[1]):
+            with self:
+                return func(args[0], self._places(args[1]), *args[2:], **(kwargs or {}))
         kwargs = kwargs or {}
         key: list[Any] = [func, torch.get_default_dtype()]
         try:
@@ -127,6 +133,19 @@ class _FakeMode(FakeTensorMode):
                 return _NUMBER(tensor)
         kind = tensor.dtype
         return 0.5 if kind.is_floating_point else True if kind is torch.bool else 1
+
+    def _everywhere(self, mask: Tensor) -> Tensor:
+        """Where a mask is true: everywhere, as a number that is asked for is true."""
+        with self:
+            return torch.zeros(mask.numel(), mask.ndim, dtype=torch.int64, device=mask.device)
+
+    def _places(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Indices with the places of a mask instead of the mask."""
+        given: list[Tensor | None] = []
+        for index in indices:
+            masks = index is not None and index.dtype is torch.bool
+            given += self._everywhere(index).unbind(1) if masks and index is not None else (index,)
+        return given
 
     def _again(self, found: Any, args: Sequence[Any]) -> Any:
         if isinstance(found, _Result):

@@ -290,6 +290,8 @@ def advice(plan: StagePlan, recipe: TrainRecipe, limit: int, processes: int) -> 
     if isinstance(stage, RewardStage):
         if stage.sampling.grad_steps not in (1, "x0"):
             lines.append(f"stages.{plan.stage}.sampling.grad_steps: 1")
+        if model.tiles is None and model.name == "wan":
+            lines.append("model.tiles: {side: 30, margin: 13} (the autoencoder decodes a part of a frame at a time)")
         if stage.decoded_latents is None and model.name in ("embedded", "wan"):
             lines.append(f"stages.{plan.stage}.decoded_latents: 4 (gradient through a part of the clip in each step)")
     if isinstance(stage, RewardedStage) and not stage.reward.flow.checkpoint:
