@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/planning.py --out docs/memory.md [--only wan-1.3B]
 
-Rows that the page has already are kept, so the command goes on where it stopped; delete a row to plan it anew. Under a minute for most rows; every strategy and number of processes comes out of one run.
+Rows that the page has already are kept, so the command goes on where it stopped; delete a row to plan it anew. A minute
+for most rows; every strategy and number of processes comes out of one run.
 """
 
 from __future__ import annotations

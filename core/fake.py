@@ -17,7 +17,11 @@ from torch.overrides import TorchFunctionMode
 _PLAIN = frozenset(
     {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, complex}
 )
-_DEVICE, _NUMBER, _META = torch.ops.prim.device.default, torch.ops.aten._local_scalar_dense.default, torch.device("meta")
+_DEVICE, _NUMBER, _META = (
+    torch.ops.prim.device.default,
+    torch.ops.aten._local_scalar_dense.default,
+    torch.device("meta"),
+)
 _INDEXED = frozenset({torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default})
 _UNFIT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view)
 

@@ -17,7 +17,6 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torch.distributed._tools.mod_tracker import ModTracker
 
-
 _DEVICE = torch.ops.prim.device.default
 
 
@@ -93,7 +92,7 @@ class MemoryTracker(MemTracker):
         super().__init__()
         self._mod_tracker = _NoHooks()
         self._ref_class = tuple(_MemRefType)  # type: ignore[assignment]  # torch walks through it for each change
-        self._seen: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}  # storages by address, with their size
+        self._seen: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}  # storages by address, and their size
         self.splits = {"whole": Split(), **(splits or {})}
         self._weights = np.array([split.weights for split in self.splits.values()])
         self._beside = np.array([split.beside for split in self.splits.values()])
@@ -134,14 +133,12 @@ class MemoryTracker(MemTracker):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """As torch's, at a tenth of its time: most operations make no storage, and then nothing is to be done."""
+        """As torch's, but most operations make no storage, and then nothing is to be done."""
         if func is _DEVICE:  # more than half of all calls, from inside torch
             return args[0].device
         output = func(*args, **(kwargs or {}))
-        made = False
-        for tensor in (output,) if isinstance(output, torch.Tensor) else output if isinstance(output, tuple | list) else ():
-            made = (isinstance(tensor, torch.Tensor) and self._is_new(tensor)) or made
-        if made:
+        outputs = output if isinstance(output, tuple | list) else (output,)
+        if any([self._is_new(tensor) for tensor in outputs if isinstance(tensor, torch.Tensor)]):
             self._update_peak_stats(None)
         return output
 
@@ -154,9 +151,7 @@ class MemoryTracker(MemTracker):
             return False
         self._seen[place] = weakref.ref(storage), size
         in_backward = self._mod_tracker.is_bw
-        self._track(
-            _MemRefType.OPT if self._in_opt else _MemRefType.TEMP if in_backward else _MemRefType.ACT, tensor
-        )
+        self._track(_MemRefType.OPT if self._in_opt else _MemRefType.TEMP if in_backward else _MemRefType.ACT, tensor)
         return True
 
     def _hook(self, parameter: nn.Parameter) -> None:

@@ -109,8 +109,8 @@ class HunyuanModel(PipelineModel):
 def causal_attention(block: HunyuanVideo15AttnBlock, x: Float[Tensor, "B C t h w"]) -> Float[Tensor, "B C t h w"]:
     """The autoencoder's attention: a pixel of a latent frame looks at that frame and those before.
 
-    Frame by frame, so that no mask is needed: diffusers' own takes (t h w)^2 numbers, 10 GB for 121 frames of 480 x 848,
-    and is filled row by row.
+    Frame by frame, so that no mask is needed: diffusers' own takes (t h w)^2 numbers, 10 GB for 121 frames of 480 x
+    848, and is filled row by row.
     """
     pixels = x.shape[-2] * x.shape[-1]
     normed = block.norm(x)
