@@ -28,7 +28,7 @@ _UNFIT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch
 
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[FakeTensorMode]:
-    """Inside, every tensor that is made is fake, and code that asks one for a number gets .5, 1 or true; masks are true.
+    """Inside, every tensor that is made is fake, and code that asks one for a number gets .5, 1 or true; so are masks.
 
     Pixels are checked to lie in [0, 1] and captions have a length; memory doesn't depend on which. Only a single
     integer that is drawn is real, since it names a step or a place and must lie in its range.

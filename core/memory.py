@@ -138,7 +138,8 @@ class MemoryTracker(MemTracker):
             return args[0].device
         output = func(*args, **(kwargs or {}))
         outputs = output if isinstance(output, tuple | list) else (output,)
-        if any([self._is_new(tensor) for tensor in outputs if isinstance(tensor, torch.Tensor)]):
+        made = [self._is_new(tensor) for tensor in outputs if isinstance(tensor, torch.Tensor)]
+        if any(made):
             self._update_peak_stats(None)
         return output
 

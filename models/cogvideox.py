@@ -89,7 +89,7 @@ class CogVideoXModel(PipelineModel):
         return torch.cat([latents[:, :, :1].repeat(1, 1, self._padding(latents.shape[2]), 1, 1), latents], dim=2)
 
     def decode_pixels(self, latents: Latents, condition: Condition) -> Float[Tensor, "B 3 T H W"]:
-        """Two latent frames at a time as the autoencoder does; going back, each piece is recomputed, then each block."""
+        """Two latent frames at a time as the autoencoder does; going back, pieces and their blocks are recomputed."""
         frames = (self.spec.num_frames - 1) // self.grid().temporal + 1
         hidden = (latents[:, :, latents.shape[2] - frames :] / self.vae.config.scaling_factor).to(self.vae.dtype)
         if self.vae.post_quant_conv is not None:
