@@ -9,12 +9,18 @@ from pathlib import Path
 def page_parser(says: str | None) -> argparse.ArgumentParser:
     """A parser that knows the page to write."""
     parser = argparse.ArgumentParser(description=says, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="Markdown file; what follows its mark is replaced")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="Markdown file; what stands from its mark to the next heading is replaced",
+    )
     return parser
 
 
 def write_below(page: Path, benchmark: str, text: str) -> None:
-    """Put the text below the benchmark's mark; a page that has none yet gets it at its end."""
+    """Put the text between the benchmark's mark and the next heading; a page without the mark gets it at its end."""
     mark = f"<!-- tables: benchmarks/{benchmark} -->\n"
-    head = page.read_text().partition(mark)[0] if page.is_file() else ""
-    page.write_text(f"{head}{mark}{text}\n")
+    head, _, old = (page.read_text() if page.is_file() else "").partition(mark)
+    _, heading, rest = old.partition("\n## ")
+    page.write_text(f"{head}{mark}{text}\n{heading}{rest}")

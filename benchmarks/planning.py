@@ -2,48 +2,50 @@
 
     .venv/bin/python benchmarks/planning.py --out docs/memory.md [--only wan-1.3B]
 
-Minutes per model on one core; every strategy and number of processes comes out of one run.
+Rows that the page has already are kept, so the command goes on where it stopped; delete a row to plan it anew. A minute
+for most rows; every strategy and number of processes comes out of one run.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pages import page_parser, write_below
 
 from newtonrewards.core.recipe import validate
-from newtonrewards.training.plan import StagePlan, plan_stage
+from newtonrewards.models.outline import PROCESSOR_FILE
+from newtonrewards.training.plan import LARGER, STRATEGIES, USABLE, StagePlan, Strategy, plan_stage
 from newtonrewards.training.recipe import TrainRecipe
 
-SIZES = {"480p": (81, 480, 832), "720p": (81, 720, 1280)}
-TRAINS: dict[str, dict[str, Any]] = {"LoRA 32": {"lora_rank": 32, "dtype": "bfloat16"}, "all weights": {}}
-PROCESSES = (8, 64)
-# Without first frame's processor and tokenizer: a plan makes its own where a folder has none.
-EXTRA = {
-    "tokenizer": ["transformers", "T5TokenizerFast"],
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+LORA: dict[str, Any] = {"lora_rank": 32, "dtype": "bfloat16"}
+# What trains and how the autoencoder decodes; tiles are Wan's.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "LoRA 32": LORA,
+    "all weights": {},
+    "LoRA 32, tiles": {**LORA, "tiles": {"side": 30, "margin": 13}},
 }
-IMAGE_PROCESSOR = ["transformers", "CLIPImageProcessor"]
+WAYS: tuple[tuple[Strategy, int], ...] = (("ddp", 8), ("zero2", 8), ("zero3", 8), ("zero2", 64), ("zero3", 64))
+CARD = 80e9
 
 
 def write_folder(model: dict[str, Any], folder: Path) -> None:
     """A pipeline folder that has nothing but its JSON files."""
-    index = {**model["index"], **EXTRA, **{name: part["class"] for name, part in model["parts"].items()}}
-    index["image_processor"] = IMAGE_PROCESSOR if "image_encoder" in model["parts"] else [None, None]
-    index.setdefault("image_encoder", [None, None])
+    index = {**model["index"], **{name: part["class"] for name, part in model["parts"].items()}}
     (folder / "model_index.json").write_text(json.dumps(index))
-    for name, part in [*model["parts"].items(), ("scheduler", {"config": {"shift": 3.0}})]:
+    for name, part in model["parts"].items():
         (folder / name).mkdir()
-        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        file = PROCESSOR_FILE if part["class"][1].endswith("Processor") else "config.json"
         (folder / name / file).write_text(json.dumps(part["config"]))
 
 
-def recipe(name: str, folder: Path, size: tuple[int, int, int], trains: dict[str, Any]) -> TrainRecipe:
+def recipe(name: str, folder: Path, size: tuple[int, int, int], settings: dict[str, Any]) -> TrainRecipe:
     """One clip in each process, gradient through the last step, everything recomputed that can be."""
     frames, height, width = size
     content = {
@@ -54,7 +56,7 @@ def recipe(name: str, folder: Path, size: tuple[int, int, int], trains: dict[str
             "height": height,
             "width": width,
             "gradient_checkpointing": True,
-            **trains,
+            **settings,
         },
         "data": {"clips": "none"},
         "precision": "bf16",
@@ -65,7 +67,7 @@ def recipe(name: str, folder: Path, size: tuple[int, int, int], trains: dict[str
                 "batch_size": 1,
                 "sampling": {"num_inference_steps": 8, "grad_steps": 1},
                 "reward": {
-                    "flow": {"checkpoint": True, "pairs_at_once": 8},
+                    "flow": {"num_flow_updates": 12, "upsample": 1, "checkpoint": True, "pairs_at_once": 8},
                     "terms": {"kinematic/second_difference": {"weight": 1.0}, "mass/paired": {"weight": 1.0}},
                 },
             }
@@ -74,41 +76,48 @@ def recipe(name: str, folder: Path, size: tuple[int, int, int], trains: dict[str
     return validate(TrainRecipe, content, where="benchmarks/planning.py")
 
 
-def plans(only: str | None) -> Iterator[tuple[str, str, str, StagePlan]]:
-    models = yaml.safe_load((Path(__file__).parent / "models.yaml").read_text())["models"]
-    for key, model in models.items():
-        for size_name, size in SIZES.items():
-            for trains_name, trains in TRAINS.items():
-                if only not in (None, key):
-                    continue
-                with tempfile.TemporaryDirectory() as folder:
-                    write_folder(model, Path(folder))
-                    made = recipe(model["name"], Path(folder), size, trains)
-                    plan = plan_stage(made, 0, compare=PROCESSES)
-                yield key, size_name, trains_name, plan
+def plan(model: dict[str, Any], size: str, settings: dict[str, Any]) -> StagePlan:
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(model, Path(folder))
+        made = recipe(model["name"], Path(folder), model["sizes"][size], settings)
+        return plan_stage(made, 0, compare=LARGER)
 
 
-def row(key: str, size: str, trains: str, plan: StagePlan) -> str:
-    cells = [plan.bytes, *(plan.others[way, count] for count in PROCESSES for way in ("ddp", "zero2", "fsdp2"))]
-    transformer = plan.fixed["transformer"] / 1e9
-    return f"| {key} | {size} | {trains} | {transformer:.1f} | " + " | ".join(f"{c / 1e9:.0f}" for c in cells) + " |"
+def row(name: str, found: StagePlan, seconds: float) -> str:
+    """Gigabytes; ZeRO-3 and FSDP2 are planned alike."""
+    encoders = sum(count for name, count in found.fixed.items() if "encoder" in name)
+    everything = {("ddp", 1): found.bytes, **found.others}
+    fitting = [(count, way) for (way, count), need in everything.items() if need <= USABLE * CARD]
+    count, way = min(fitting, key=lambda one: (one[0], STRATEGIES.index(one[1])), default=(0, "ddp"))
+    fits = "no" if not fitting else "1" if count == 1 else f"{count} x {way}"
+    sizes = [found.fixed["transformer"], encoders, found.bytes, *(found.others[way] for way in WAYS)]
+    cells = [*(f"{one / 1e9:.1f}" for one in sizes), fits, f"{seconds:.0f}"]
+    return f"{name} {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = page_parser(__doc__)
     parser.add_argument("--only", help="one model of benchmarks/models.yaml")
     a = parser.parse_args()
-    ways = " | ".join(f"{count} x {way}" for count in PROCESSES for way in ("ddp", "zero2", "fsdp2"))
-    rows = [
-        "**Planned, not measured**: GB of tensors in one process, one clip each.",
-        "",
-        f"| model | 81 frames of | trains | transformer | 1 process | {ways} |",
-        "|---" * 11 + "|",
-    ]
-    for found in plans(a.only):
-        rows.append(row(*found))
-        print(rows[-1], flush=True)
-        write_below(a.out, "planning.py", "\n".join(rows))
+    torch.set_num_threads(1)
+    models = yaml.safe_load((Path(__file__).parent / "models.yaml").read_text())["models"]
+    before = a.out.read_text().splitlines() if a.out.is_file() else []
+    ways = " | ".join(f"{count} x {way}" for way, count in WAYS)
+    head = f"| model | clip | trains | transformer | encoders | 1 process | {ways} | fits 80 GB from | planned in s |"
+    rows = ["**Planned, not measured**: GB of tensors in each process, one clip each.", "", head, "|---" * 13 + "|"]
+    for settings, size in itertools.product(SETTINGS, ("480p", "720p")):
+        for key, model in models.items():
+            if a.only not in (None, key) or ("tiles" in settings and model["name"] != "wan"):
+                continue
+            name = f"| {key} | {' x '.join(map(str, model['sizes'][size]))} | {settings} |"
+            made = next((line for line in before if line.startswith(name)), None)
+            if made is None:
+                started = time.process_time()
+                found = plan(model, size, SETTINGS[settings])
+                made = row(name, found, time.process_time() - started)
+                print(made, flush=True)
+            rows.append(made)
+            write_below(a.out, "planning.py", "\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ left out: what the allocator keeps in reserve, the interpreter, libraries, and k
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torch.distributed._tools.mod_tracker import ModTracker
+
+_DEVICE = torch.ops.prim.device.default
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class MemoryTracker(MemTracker):
     def __init__(self, *modules: nn.Module, splits: Mapping[str, Split] | None = None) -> None:
         super().__init__()
         self._mod_tracker = _NoHooks()
+        self._ref_class = tuple(_MemRefType)  # type: ignore[assignment]  # torch walks through it for each change
+        self._seen: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}  # storages by address, and their size
         self.splits = {"whole": Split(), **(splits or {})}
         self._weights = np.array([split.weights for split in self.splits.values()])
         self._beside = np.array([split.beside for split in self.splits.values()])
@@ -124,6 +129,31 @@ class MemoryTracker(MemTracker):
             activations=kinds.get(_MemRefType.ACT, 0) + kinds.get(_MemRefType.OTH, 0),
             temporary=kinds.get(_MemRefType.TEMP, 0),
         )
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """As torch's, but most operations make no storage, and then nothing is to be done."""
+        if func is _DEVICE:  # more than half of all calls, from inside torch
+            return args[0].device
+        output = func(*args, **(kwargs or {}))
+        outputs = output if isinstance(output, tuple | list) else (output,)
+        made = [self._is_new(tensor) for tensor in outputs if isinstance(tensor, torch.Tensor)]
+        if any(made):
+            self._update_peak_stats(None)
+        return output
+
+    def _is_new(self, tensor: torch.Tensor) -> bool:
+        """Count the tensor's storage, if it hasn't been or has another size by now."""
+        storage = tensor.untyped_storage()
+        place, size = storage._cdata, storage.nbytes()
+        known = self._seen.get(place)
+        if known is not None and known[1] == size and known[0]() is storage:
+            return False
+        self._seen[place] = weakref.ref(storage), size
+        in_backward = self._mod_tracker.is_bw
+        self._track(_MemRefType.OPT if self._in_opt else _MemRefType.TEMP if in_backward else _MemRefType.ACT, tensor)
+        return True
 
     def _hook(self, parameter: nn.Parameter) -> None:
         """Its gradient is counted as one; torch removes the hooks at the end of the `with` block."""

@@ -30,6 +30,10 @@ class CogVideoXModel(PipelineModel):
     size = ClipSize(49, 480, 720, 8.0)
     scheduler: VPredictionSigmas
 
+    def __init__(self, pipeline: Any, **options: Any) -> None:
+        super().__init__(pipeline, **options)
+        self.vae.enable_gradient_checkpointing()
+
     def schedule(self) -> VPredictionSigmas:
         return VPredictionSigmas(self.pipeline.scheduler)
 
@@ -85,7 +89,7 @@ class CogVideoXModel(PipelineModel):
         return torch.cat([latents[:, :, :1].repeat(1, 1, self._padding(latents.shape[2]), 1, 1), latents], dim=2)
 
     def decode_pixels(self, latents: Latents, condition: Condition) -> Float[Tensor, "B 3 T H W"]:
-        """Two latent frames at a time as the autoencoder does, each piece recomputed in the backward pass."""
+        """Two latent frames at a time as the autoencoder does; going back, pieces and their blocks are recomputed."""
         frames = (self.spec.num_frames - 1) // self.grid().temporal + 1
         hidden = (latents[:, :, latents.shape[2] - frames :] / self.vae.config.scaling_factor).to(self.vae.dtype)
         if self.vae.post_quant_conv is not None:

@@ -66,8 +66,10 @@ def _part(folder: Path, library: str, class_name: str, dtype: torch.dtype) -> An
 
 
 def _cast(part: nn.Module, dtype: torch.dtype) -> None:
-    """As `from_pretrained` does: what a class wants kept in float32 stays so."""
-    kept = set(getattr(part, "_keep_in_fp32_modules", None) or ())
+    """As `from_pretrained` does: what a class wants kept in float32 stays so; in transformers beside float16 alone."""
+    kept = set(getattr(part, "_keep_in_fp32_modules_strict", None) or ())
+    if isinstance(part, diffusers.ModelMixin) or dtype == torch.float16:
+        kept |= set(getattr(part, "_keep_in_fp32_modules", None) or ())
     done: dict[int, nn.Parameter] = {}  # a tensor under two names stays one
     for place, module in part.named_modules():
         for name, old in module._parameters.items():
@@ -82,7 +84,7 @@ def _tokenizer(cls: Any, folder: Path) -> Any:
     try:
         return cls.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, TypeError):  # only its settings are there, or nothing
-        return ByT5Tokenizer(extra_ids=0)
+        return ByT5Tokenizer(extra_ids=0, chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
 
 
 def _is_part(value: Any) -> bool:

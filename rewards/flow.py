@@ -43,9 +43,9 @@ class FlowConfig(Config):
         upsample: frames are enlarged by this for the network, which doesn't see objects under about 12 px radius
             otherwise.
         pairs_at_once: how many pairs of frames go through the network together.
-        checkpoint: recompute each such group in the backward pass instead of keeping it: memory of one group beside the
-            frames (with one pair at once, 4.8 enlarged frames for each frame of a clip instead of 48), a third more
-            time.
+        checkpoint: recompute each such group but the last in the backward pass instead of keeping it: memory of one
+            group beside the frames (with one pair at once, 4.8 enlarged frames for each frame of a clip instead of 48),
+            up to a third more time.
     """
 
     network: Literal["embedded", "raft_small", "raft_large"] = "embedded"
@@ -144,10 +144,9 @@ class RaftFlow:
     def _flow(self, images: Tensor, features: Tensor, pad: list[int], shape: torch.Size) -> Tensor:
         batch, time, _, height, width = shape
         ins = (images[:, :-1].flatten(0, 1), features[:, :-1].flatten(0, 1), features[:, 1:].flatten(0, 1))
-        groups = [
-            self._run(self._pairs, *group)
-            for group in zip(*(part.split(self.config.pairs_at_once) for part in ins), strict=True)
-        ]
+        *others, last = zip(*(part.split(self.config.pairs_at_once) for part in ins), strict=True)
+        # going back begins with the last group: no need to compute that one twice
+        groups = [*(self._run(self._pairs, *group) for group in others), self._pairs(*last)]
         flow = _cut(torch.cat(groups).unflatten(0, (batch, time - 1)), pad, 1)
         if self.config.upsample == 1:
             return flow

@@ -91,9 +91,8 @@ def plan_stage(
         small.encode(torch.zeros(1, small.spec.num_frames, 3, small.spec.height, small.spec.width))
     with fake_tensors() as fake:
         model = load_video_model(recipe.model, read=outline) if small is None else small
-        if small is not None:
-            for module in networks(small, None).values():
-                empty(module, fake)
+        for module in networks(model, reward).values():
+            empty(module, fake)
         objective = METHODS[stage.objective].build(model, stage, recipe.seed, reward=reward)
         fixed = networks(model, reward)
         ways = [(strategy, processes), *((way, count) for count in compare for way in STRATEGIES)]
@@ -285,6 +284,8 @@ def advice(plan: StagePlan, recipe: TrainRecipe, limit: int, processes: int) -> 
     if isinstance(stage, RewardStage):
         if stage.sampling.grad_steps not in (1, "x0"):
             lines.append(f"stages.{plan.stage}.sampling.grad_steps: 1")
+        if model.tiles is None and model.name == "wan":
+            lines.append("model.tiles: {side: 30, margin: 13} (the autoencoder decodes a part of a frame at a time)")
         if stage.decoded_latents is None and model.name in ("embedded", "wan"):
             lines.append(f"stages.{plan.stage}.decoded_latents: 4 (gradient through a part of the clip in each step)")
     if isinstance(stage, RewardedStage) and not stage.reward.flow.checkpoint:
