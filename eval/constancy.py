@@ -42,18 +42,15 @@ def constancy(
     soft: Float[np.ndarray, "T H W"],
     features: Float[np.ndarray, "T C"] | None,
     window: Window,
-    *,
-    sized: bool = True,
 ) -> Constancy:
-    """Measure an object under its soft masks; `features` are pooled over it, None without a network; `sized`: the masks
-    tell its size."""
+    """Measure an object under its soft masks; `features` are pooled over it, None without a network."""
     if not len(window):
         return Constancy()
     inside = slice(window.start, window.stop + 1)
     colour = mean_colour(frames[inside], soft[inside])
     return Constancy(
         mass=None if features is None else _mass(features[inside]),
-        area_change=_area_change(soft[inside].sum(axis=(1, 2))) if sized else None,
+        area_change=_area_change(soft[inside].sum(axis=(1, 2))),
         colour_change=finite(float(np.linalg.norm(_end(colour) - _start(colour)))),
         flicker=finite(float(np.sqrt((np.diff(colour, 2, axis=0) ** 2).sum(axis=1).mean()))),
     )

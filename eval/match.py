@@ -26,8 +26,8 @@ RIM = 1
 # Less alike than this (correlation in [-1, 1]) is something else: true clips have .88 and more, two textures that have
 # nothing to do with each other up to .81 at the best place.
 ALIKE = 0.85
-# Aligning may move a match by no more than this: it is for the fraction of a pixel.
-FRACTION = 1.5
+# Aligning may move a match by no more px than this, and its log size: it is for the fraction of a pixel.
+FRACTION, GROWTH = 1.5, 0.5
 # Objects that go further than so many of their own widths show the background; silhouettes do better then. The patch is
 # often only a part of the object.
 WIDTHS = 3.0
@@ -44,7 +44,7 @@ STEPS, ENOUGH, BLUR = 12, 1e-3, 1.0
 def matched(frames: Float[np.ndarray, "T H W 3"], seen: Seen) -> Float[np.ndarray, "T H W"] | None:
     """Soft masks of the fastest patch at the place where it is found; empty in frames without it.
 
-    They have the right place and not the right size: the patch is the same in all frames.
+    They have the right place, and grow as the object does; it may be only a part of the object.
 
     Args:
         frames: RGB in [0, 1], of a still camera. seen: the flow in a cut-out of them.
@@ -65,9 +65,12 @@ def matched(frames: Float[np.ndarray, "T H W 3"], seen: Seen) -> Float[np.ndarra
         around = _without_background(grey, key, _places(grey, grey[key], around), around)
     places = _places(grey, grey[key], around)
     masks = np.zeros(grey.shape, dtype=np.float32)
-    for mask, (x, y) in zip(masks, places, strict=True):
+    middle = np.array([i.mean() for i in np.nonzero(around)])
+    for mask, (x, y, log_size) in zip(masks, places, strict=True):
         if np.isfinite(x):
-            mask[:] = ndimage.shift(patch.astype(np.float32), (y, x), order=1)
+            smaller = np.exp(-log_size)
+            offset = middle - smaller * (middle + np.array([y, x]))
+            mask[:] = ndimage.affine_transform(patch.astype(np.float32), [smaller, smaller], offset, order=1)
     return masks if _within(places, WIDTHS * width) else None
 
 
@@ -87,18 +90,19 @@ def _speed(flow: Float[Tensor, "1 n 2 h w"]) -> tuple[Float[np.ndarray, "n h w"]
     return speed, np.quantile(speed.reshape(len(speed), -1), 0.995, axis=1)
 
 
-def _within(places: Float[np.ndarray, "T 2"], limit: float) -> bool:
-    known = places[np.isfinite(places).all(axis=1)]
+def _within(places: Float[np.ndarray, "T 3"], limit: float) -> bool:
+    known = places[np.isfinite(places).all(axis=1), :2]
     return len(known) > 1 and float(np.linalg.norm(np.ptp(known, axis=0))) <= limit
 
 
 def _places(
     grey: Float[np.ndarray, "T H W"], key: Float[np.ndarray, "H W"], around: Bool[np.ndarray, "H W"]
-) -> Float[np.ndarray, "T 2"]:
-    """How far these pixels of the key frame are shifted in each frame, (x, y); NaN where they aren't found."""
+) -> Float[np.ndarray, "T 3"]:
+    """How far these pixels of the key frame are shifted in each frame, x and y, and the log of how much larger they
+    are; NaN where they aren't found."""
     rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(around))
     shape, template = around[rows, columns].astype(np.float32), key[rows, columns]
-    places = np.full((len(grey), 2), np.nan)
+    places = np.full((len(grey), 3), np.nan)
     for place, frame in zip(places, grey, strict=True):
         alike = cv2.matchTemplate(frame, template, cv2.TM_CCOEFF_NORMED, mask=shape)
         alike[~np.isfinite(alike)] = -1.0  # where the frame has one colour
@@ -109,10 +113,10 @@ def _places(
 
 
 def _without_background(
-    grey: Float[np.ndarray, "T H W"], key: int, places: Float[np.ndarray, "T 2"], around: Bool[np.ndarray, "H W"]
+    grey: Float[np.ndarray, "T H W"], key: int, places: Float[np.ndarray, "T 3"], around: Bool[np.ndarray, "H W"]
 ) -> Bool[np.ndarray, "H W"]:
     """The pixels less those that clearly stand still while the object moves: a background's texture pulls."""
-    shifts = places - places[key]
+    shifts = (places - places[key])[:, :2]
     far = np.flatnonzero(np.isfinite(shifts).all(axis=1) & (np.linalg.norm(shifts, axis=1) >= APART))
     y, x = np.nonzero(around)
     here = grey[key, y, x]
@@ -131,26 +135,30 @@ def _without_background(
 
 def _aligned(
     frame: Float[np.ndarray, "H W"], key: Float[np.ndarray, "H W"], around: Bool[np.ndarray, "H W"], place: np.ndarray
-) -> Float[np.ndarray, " 2"]:
-    """A place to fractions of a pixel, by least squares over the pixels with the change of their mean taken out; as it
-    is where that leads away.
+) -> Float[np.ndarray, " 3"]:
+    """A place to fractions of a pixel and the log of the object's size there, by least squares over the pixels with the
+    change of their mean taken out; as it is where that leads away.
 
     Source: Lucas and Kanade 1981. On a shifted texture it is .002 px off, OpenCV's `findTransformECC` with a mask .2.
     """
     y, x = np.nonzero(around)
-    wanted, fine = key[y, x], place.copy()
+    middle = np.array([x.mean(), y.mean()])
+    wanted, fine, start = key[y, x], np.array([*place, 0.0]), np.array([*place, 0.0])
     for _ in range(STEPS):
-        here = [y + fine[1], x + fine[0]]
+        size = np.exp(fine[2])
+        here = [(y - middle[1]) * size + middle[1] + fine[1], (x - middle[0]) * size + middle[0] + fine[0]]
         values, right, left, below, above = (
             ndimage.map_coordinates(frame, [here[0] + dy, here[1] + dx], order=1, mode="nearest")
             for dy, dx in ((0, 0), (0, 0.5), (0, -0.5), (0.5, 0), (-0.5, 0))
         )
-        slopes = np.stack([right - left, below - above], axis=1)
+        across, down = right - left, below - above
+        grows = across * (x - middle[0]) * size + down * (y - middle[1]) * size
+        slopes = np.stack([across, down, grows], axis=1)
         away = wanted - values
         step = np.linalg.lstsq(slopes - slopes.mean(axis=0), away - away.mean(), rcond=None)[0]
         fine += step
-        if float(np.abs(fine - place).max()) > FRACTION:
-            return place
+        if (np.abs(fine - start) > (FRACTION, FRACTION, GROWTH)).any():
+            return start
         if float(np.abs(step).max()) < ENOUGH:
             break
     return fine

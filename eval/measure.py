@@ -50,7 +50,7 @@ LEAST_ACCELERATION = 0.02
 # Residual of perfect clips, px per frame interval cubed, the mean of both sizes in docs/footage.md: below it is noise.
 FLOOR_PX = 0.27
 
-# Name of the masks of `match.matched`, which don't tell an object's size.
+# Name of the masks of `match.matched`.
 MATCHED = "matched patch"
 
 Flow = Callable[[], RaftFlow]
@@ -245,9 +245,9 @@ class Instrument:
     window: Window
 
     @property
-    def sized(self) -> bool:
-        """Whether the masks tell the object's size."""
-        return not self.name.endswith(MATCHED)
+    def followed(self) -> bool:
+        """Whether the masks follow the object by its looks (`match.matched`)."""
+        return self.name.endswith(MATCHED)
 
 
 def _instruments(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: Seen | None) -> Iterator[Instrument]:
@@ -265,7 +265,7 @@ def _handicap(one: Instrument) -> float:
     """By how many velocities an instrument must see a longer law than another; where silhouettes fail, so does flow."""
     if one.kind == "centre":
         return 0.0
-    return FLOW_HANDICAP if one.sized else float("inf")
+    return float("inf") if one.followed else FLOW_HANDICAP
 
 
 def _good(groups: Sequence[Sequence[Instrument]], found: Found) -> bool:
@@ -312,14 +312,13 @@ def _evidence(
     other = None if best is None or len(instruments) < 2 else _second(best, instruments)
     window = Window(0, 0, float("nan")) if best is None else best.window
     nothing = np.full((clip.num_frames - 1, 2), np.nan)
-    sized = best is None or best.sized
     return Evidence(
         reason=found.reason,
         source="none" if best is None else best.name,
         window=window,
         fit=None if best is None or not len(window) else law_fit(best.velocity, window, float(clip.fps)),
-        constancy=constancy(frames, soft, features, window, sized=sized),
-        sized=sized,
+        constancy=constancy(frames, soft, features, window),
+        sized=best is not None and best.followed,
         smooth=None if best is None else drifting(best.velocity, window, float(clip.fps), frames.shape[1]),
         motion=motion,
         velocity=nothing if best is None else best.velocity,

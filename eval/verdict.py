@@ -58,7 +58,7 @@ class Evidence:
         source: instrument of `velocity`. velocity: (N, 2) H/s. other: that of the other instrument, or None.
         window: lawful stretch of `velocity`.
         fit: line through `velocity` in the window, None where there is none. constancy: of the object over the window.
-        sized: the masks tell the object's size.
+        sized: the masks tell how the object's size changes, however little it moves.
         smooth: run around the window in which acceleration changes steadily; None: it doesn't.
         motion: what the video is said to show.
         position: (T, 2) H. area: (T,) H^2.
@@ -241,6 +241,8 @@ def _changed(evidence: Evidence) -> list[str]:
 def _within_itself(evidence: Evidence) -> bool:
     """Whether the object goes less far in the window than it is wide: what it always covers is never seen without it,
     so that masks are its edges rather than itself."""
+    if evidence.sized:
+        return False
     places = evidence.position[evidence.window.start : evidence.window.stop + 1]
     places = places[np.isfinite(places).all(axis=1)]
     return len(places) > 0 and float(np.linalg.norm(np.ptp(places, axis=0))) <= WIDTHS * _diameter(evidence)
@@ -366,8 +368,8 @@ def _confidence(evidence: Evidence, apart: float | None) -> tuple[float, list[st
     if _appears(evidence):
         confidence *= 0.45
         doubts.append("it is first seen in mid-picture")
-    if len(evidence.window) and (not evidence.sized or _within_itself(evidence)):
-        doubts.append("it goes hardly further than it is wide, so its size isn't judged")
+    if len(evidence.window) and _within_itself(evidence):
+        doubts.append("it goes less far than it is wide, so its size isn't judged")
     if evidence.others:
         confidence *= 0.8
         doubts.append(f"{evidence.others} other things move too")

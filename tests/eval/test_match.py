@@ -19,18 +19,20 @@ def texture(rng: np.random.Generator) -> np.ndarray:
     return 0.5 + 2.5 * ndimage.gaussian_filter(rng.normal(size=(HEIGHT, WIDTH, 3)), (4, 4, 0))
 
 
-def filmed(path: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
-    """Frames (T, H, W, 3) of a disc with a texture, its centre on `path` (T, 2), px, before another texture."""
+def filmed(path: np.ndarray, present: np.ndarray | None = None, growth: float = 0.0) -> np.ndarray:
+    """Frames (T, H, W, 3) of a disc with a texture, its centre on `path` (T, 2), px, before another texture; log of the
+    size at the end over that at the start is `growth`."""
     rng = np.random.default_rng(3)
     back, own = texture(rng), texture(rng)
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(float)
     frames = []
     for t, (cx, cy) in enumerate(path):
+        size = np.exp(growth * t / (len(path) - 1))
         away = np.hypot(x - cx, y - cy)
-        alpha = np.clip(DIAMETER / 2 - away + 0.5, 0, 1)[..., None]
+        alpha = np.clip(size * DIAMETER / 2 - away + 0.5, 0, 1)[..., None]
         if present is not None and not present[t]:
             alpha = 0 * alpha
-        here = [y - cy + HEIGHT / 2, x - cx + WIDTH / 2]
+        here = [(y - cy) / size + HEIGHT / 2, (x - cx) / size + WIDTH / 2]
         moved = np.stack([ndimage.map_coordinates(own[..., c], here, order=3, mode="reflect") for c in range(3)], -1)
         frames.append(alpha * moved + (1 - alpha) * back)
     return np.clip(np.array(frames), 0, 1).astype(np.float32)
@@ -66,6 +68,14 @@ def test_a_jump_is_seen_as_it_is() -> None:
     path[9:] += np.array([-7.0, 9.0])
     off = np.diff(places(path), axis=0) - np.diff(path, axis=0)
     assert np.linalg.norm(off, axis=1).max() < 0.08 * np.linalg.norm([7.0, 9.0])
+
+
+def test_growth_is_measured() -> None:
+    frames = filmed(slide(0.7 * DIAMETER), growth=-0.15)
+    masks = matched(frames, seen(frames))
+    assert masks is not None
+    areas = masks.sum(axis=(1, 2))
+    assert np.log(areas[-1] / areas[0]) == pytest.approx(-0.3, abs=0.08)
 
 
 def test_frames_without_it_are_empty() -> None:
