@@ -117,8 +117,8 @@ def truth_of(scene: Scene) -> Truth:
     velocity, acceleration = camera.derivatives(centres, velocity, acceleration)
     return Truth(
         **{f"world_{name}": _tensor(_right_handed(track)) for name, track in world.items()},
-        intrinsics=_tensor(camera.intrinsics()).expand(scene.num_frames, 3, 3),
-        extrinsics=_tensor(camera.extrinsics()).expand(scene.num_frames, 3, 4),
+        intrinsics=_tensor(camera.intrinsics()).expand(len(centres), 3, 3),
+        extrinsics=_tensor(camera.extrinsics()).expand(len(centres), 3, 4),
         captions=scene.captions,
         assets=scene.assets,
         bystanders=tuple(_bystander_truth(one, scene) for one in scene.bystanders),

@@ -6,7 +6,7 @@ Letters: a *whole* tensor has the shape that it had before any strategy cut it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,13 +46,13 @@ def part_like(tensor: Tensor, value: Tensor) -> Tensor:
     return value
 
 
-def optimiser_keys(optimisers: list[Any]) -> list[str]:
+def optimiser_keys(optimisers: Sequence[Any]) -> list[str]:
     """Names of what the optimisers remember of each parameter, alike for all processes."""
     states = [state for optimiser in optimisers for state in _base(optimiser).state.values()]
     return sorted({key for state in states for key in state})
 
 
-def optimiser_state(optimisers: list[Any], named: Named, key: str) -> Iterator[tuple[str, Tensor]]:
+def optimiser_state(optimisers: Sequence[Any], named: Named, key: str) -> Iterator[tuple[str, Tensor]]:
     """One thing that the optimisers remember, whole, of each parameter that has it (collective)."""
     for optimiser in optimisers:
         base = _base(optimiser)
@@ -64,7 +64,7 @@ def optimiser_state(optimisers: list[Any], named: Named, key: str) -> Iterator[t
                 yield name, whole(base.state[parameter][key])
 
 
-def restore_optimiser(optimisers: list[Any], named: Named, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+def restore_optimiser(optimisers: Sequence[Any], named: Named, states: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Give the optimisers back what `optimiser_state` read, under this or another strategy.
 
     Args:
