@@ -167,8 +167,8 @@ class _FakeMode(FakeTensorMode):
             inner = torch.empty_strided(shape, stride, dtype=result.dtype, device="meta")
         else:
             inner = torch.empty((), dtype=result.dtype, device="meta")
-            inner.set_(args[result.argument].untyped_storage(), offset, shape, stride)  # type: ignore[call-overload]
-        made = Tensor._make_subclass(  # type: ignore[call-arg]
+            inner.set_(args[result.argument].untyped_storage(), offset, shape, stride)
+        made = Tensor._make_subclass(
             FakeTensor, inner, False, dispatch_device=True, device_for_backend_keys=result.attributes["_fake_device"]
         )
         made.__dict__.update(result.attributes)
@@ -219,7 +219,7 @@ def _remember(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output:
         if place is None and _storage(one) in seen:
             return None  # outputs that share a storage among themselves
         seen.add(_storage(one))
-        where = (one.storage_offset(), one.shape, one.stride())
+        where = (int(one.storage_offset()), one.shape, one.stride())
         results.append(_Result(place, False, where, one.dtype, dict(vars(one))))
     return results[0] if isinstance(output, Tensor) else results if type(output) is list else tuple(results)
 
