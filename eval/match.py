@@ -66,11 +66,11 @@ def matched(frames: Float[np.ndarray, "T H W 3"], seen: Seen) -> Float[np.ndarra
     places = _places(grey, grey[key], around)
     masks = np.zeros(grey.shape, dtype=np.float32)
     middle = np.array([i.mean() for i in np.nonzero(around)])
-    for mask, (x, y, log_size) in zip(masks, places, strict=True):
+    for frame, (x, y, log_size) in enumerate(places):
         if np.isfinite(x):
             smaller = np.exp(-log_size)
             offset = middle - smaller * (middle + np.array([y, x]))
-            mask[:] = ndimage.affine_transform(patch.astype(np.float32), [smaller, smaller], offset, order=1)
+            masks[frame] = ndimage.affine_transform(patch.astype(np.float32), [smaller, smaller], offset, order=1)
     return masks if _within(places, WIDTHS * width) else None
 
 

@@ -16,7 +16,7 @@ MODULES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")
 # Draw from torch's global state unless they are given a generator.
 DRAWS = {"rand", "randn", "randint", "randperm", "normal", "multinomial", "bernoulli", "rand_like", "randn_like"}
 MODULE_LINES, FUNCTION_LINES = 400, 60
-KERNELS = {"trace_frames"}  # compiled by numba, which can't take a structure apart as cheaply as arguments
+KERNELS = {"draw_tile"}  # compiled by numba, which can't take a structure apart as cheaply as arguments
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
