@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all weights": {},
     "LoRA 32, tiles": {**LORA, "tiles": {"side": 30, "margin": 13}},
 }
-WAYS: tuple[tuple[Strategy, int], ...] = (("ddp", 8), ("zero2", 8), ("zero3", 8), ("zero2", 64), ("zero3", 64))
+WAYS: tuple[tuple[Strategy, int], ...] = (("ddp", 8), ("zero2", 8), ("fsdp2", 8), ("zero2", 64), ("fsdp2", 64))
 CARD = 80e9
 
 
