@@ -118,10 +118,10 @@ def _without_background(
     """The pixels less those that clearly stand still while the object moves: a background's texture pulls."""
     shifts = (places - places[key])[:, :2]
     far = np.flatnonzero(np.isfinite(shifts).all(axis=1) & (np.linalg.norm(shifts, axis=1) >= APART))
-    y, x = np.nonzero(around)
-    here = grey[key, y, x]
     if not len(far):
         return around
+    y, x = np.nonzero(around)
+    here = grey[key, y, x]
     there = [
         ndimage.map_coordinates(grey[t], [y + shifts[t, 1], x + shifts[t, 0]], order=1, mode="nearest") for t in far
     ]
@@ -143,7 +143,8 @@ def _aligned(
     """
     y, x = np.nonzero(around)
     middle = np.array([x.mean(), y.mean()])
-    wanted, fine, start = key[y, x], np.array([*place, 0.0]), np.array([*place, 0.0])
+    wanted, start = key[y, x], np.array([*place, 0.0])
+    fine = start.copy()
     for _ in range(STEPS):
         size = np.exp(fine[2])
         here = [(y - middle[1]) * size + middle[1] + fine[1], (x - middle[0]) * size + middle[0] + fine[0]]

@@ -234,38 +234,37 @@ class Instrument:
     """One way to measure velocity: centres of masks, or flow under masks.
 
     Attributes:
-        name: of the masks, with `flow under` or `DIS flow under` where flow was read. kind: `centre` or `flow`.
+        masks: their name. method: of the flow that was read under them, or None: their centres.
         soft: (T, H, W) the masks. velocity: (N, 2) H/s. window: its longest lawful stretch in motion.
     """
 
-    name: str
-    kind: str
+    masks: str
+    method: str | None
     soft: Float[np.ndarray, "T H W"]
     velocity: Float[np.ndarray, "N 2"]
     window: Window
 
     @property
-    def followed(self) -> bool:
-        """Whether the masks follow the object by its looks (`match.matched`)."""
-        return self.name.endswith(MATCHED)
+    def name(self) -> str:
+        return self.masks if self.method is None else f"{self.method} under {self.masks}"
 
 
 def _instruments(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: Seen | None) -> Iterator[Instrument]:
     fps, height = float(clip.fps), clip.frames.shape[-2]
     velocity = np.diff(centroid(soft)[0], axis=0) * fps
-    yield Instrument(name, "centre", soft, velocity, lawful_velocities(velocity, fps, height))
+    yield Instrument(name, None, soft, velocity, lawful_velocities(velocity, fps, height))
     if seen is None:
         return
     for method in seen.flows:
         velocity = seen.velocity_under(soft, method) * fps / height
-        yield Instrument(f"{method} under {name}", "flow", soft, velocity, lawful_velocities(velocity, fps, height))
+        yield Instrument(name, method, soft, velocity, lawful_velocities(velocity, fps, height))
 
 
 def _handicap(one: Instrument) -> float:
     """By how many velocities an instrument must see a longer law than another; where silhouettes fail, so does flow."""
-    if one.kind == "centre":
+    if one.method is None:
         return 0.0
-    return float("inf") if one.followed else FLOW_HANDICAP
+    return float("inf") if one.masks == MATCHED else FLOW_HANDICAP
 
 
 def _good(groups: Sequence[Sequence[Instrument]], found: Found) -> bool:
@@ -287,7 +286,7 @@ def _second(best: Instrument, instruments: Sequence[Instrument]) -> Instrument:
     """The one of the other kind that agrees best: two methods hardly make the same mistake over a whole window, while
     one of them failing says nothing about the video."""
     return min(
-        (one for one in instruments if one.kind != best.kind),
+        (one for one in instruments if (one.method is None) != (best.method is None)),
         key=lambda one: _inf(disagreement(best.velocity, one.velocity, best.window)),
     )
 
@@ -318,7 +317,7 @@ def _evidence(
         window=window,
         fit=None if best is None or not len(window) else law_fit(best.velocity, window, float(clip.fps)),
         constancy=constancy(frames, soft, features, window),
-        sized=best is not None and best.followed,
+        sized=best is not None and best.masks == MATCHED,
         smooth=None if best is None else drifting(best.velocity, window, float(clip.fps), frames.shape[1]),
         motion=motion,
         velocity=nothing if best is None else best.velocity,

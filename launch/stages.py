@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from newtonrewards.core.clock import Stopwatch
 from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import append_jsonl, read_jsonl
 from newtonrewards.core.shard import WHOLE, Shard
@@ -106,8 +107,7 @@ def run_stages(
         before: called with each stage that runs and the rows of those before it.
         chosen: titles of those to run, all if None. shard: whose rows they are.
     Returns:
-        the row of each stage by title: what it was, its exit `code`, its `seconds` and
-            `processor_seconds`.
+        the row of each stage by title: what it was, its exit `code`, and the time it took (`core.clock`).
     Raises:
         InputError: `out` holds a chain with other settings.
         NewtonError: from a stage.
@@ -132,9 +132,14 @@ def run_stages(
 
 def wait_for(stages: Sequence[Stage], plan: Sequence[Stage], out: Path) -> None:
     """Wait until another shard has done these stages of a plan."""
-    while missing := [stage.title for stage in stages if stage.title not in done_rows(out, plan)]:
+    while missing := undone(stages, done_rows(out, plan)):
         print(f"waiting until shard 0 has done: {missing[0]}", file=sys.stderr)
         time.sleep(POLL)
+
+
+def undone(stages: Sequence[Stage], done: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Titles of the stages that have no row yet."""
+    return [stage.title for stage in stages if stage.title not in done]
 
 
 def done_rows(out: Path, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
@@ -157,12 +162,11 @@ def done_rows(out: Path, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
 
 def run_stage(stage: Stage, log: Path) -> dict[str, Any]:
     """One command in this process; what it prints goes to a log, its bar and its errors to the terminal."""
-    said, started, processor = io.StringIO(), time.perf_counter(), time.process_time()
+    said, watch = io.StringIO(), Stopwatch()
     try:
         with contextlib.redirect_stdout(said):
             code = importlib.import_module(COMMANDS[stage.command].module).main(list(stage.argv))
     finally:
         with log.open("a", encoding="utf-8") as file:
             file.write(f"newtonrewards {stage.command} {' '.join(stage.argv)}\n{said.getvalue()}\n")
-    spent = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - processor}
-    return {**stage.row, "code": code, **spent}
+    return {**stage.row, "code": code, **watch.spent()}

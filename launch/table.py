@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from rich.console import Console
 
+from newtonrewards.core.clock import SPENT
 from newtonrewards.core.errors import run_command
 from newtonrewards.core.recipe import Config, load
 from newtonrewards.core.run import output_folder, read_jsonl, write_json
@@ -35,12 +37,12 @@ from newtonrewards.launch.stages import (
     simulate_stage,
     train_stage,
     trains_lora,
+    undone,
     wait_for,
 )
 
 RECIPES = Path(__file__).with_name("recipes")
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
-SPENT = ("seconds", "processor_seconds")
 
 
 class ArmConfig(Config):
@@ -119,7 +121,7 @@ class Table:
 
     def stages(self) -> list[Stage]:
         """In order; all arms of one seed before the next seed's, so that an early stop leaves whole runs."""
-        return [*self.clips(), *(stage for run in self.runs() for stage in run), self._evaluate(), self._report()]
+        return [*self.clips(), *chain(*self.runs()), self._evaluate(), self._report()]
 
     def clips(self) -> list[Stage]:
         """What all runs need."""
@@ -226,12 +228,12 @@ def make_table(recipe: TableRecipe, folder: Path, out: Path, shard: Shard = WHOL
         if stage.command == "report":
             write_json(out / "compute.json", plan.compute(done))
 
-    clips = plan.clips()
-    mine = [stage for run in shard.of(plan.runs()) for stage in run]
+    clips, runs = plan.clips(), plan.runs()
     if shard.index:
         wait_for(clips, stages, out)
-    run_stages(stages, out, recipe.shares, before, [stage.title for stage in (*clips, *mine)], shard)
-    missing = [s.title for run in plan.runs() for s in run if s.title not in done_rows(out, stages)]
+    mine = [stage.title for stage in chain(clips, *shard.of(runs))]
+    run_stages(stages, out, recipe.shares, before, mine, shard)
+    missing = undone([*chain(*runs)], done_rows(out, stages))
     if missing:
         print(f"{len(missing)} stages of other shards are still to come; the last shard to end writes the report.")
         return 0

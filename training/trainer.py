@@ -6,7 +6,6 @@ import contextlib
 import math
 import signal
 import sys
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from newtonrewards.core.clip import ClipBatch
+from newtonrewards.core.clock import Stopwatch
 from newtonrewards.core.errors import Interrupted, NewtonError
 from newtonrewards.core.run import append_jsonl, read_jsonl, write_jsonl
 from newtonrewards.training import checkpoint, shards
@@ -75,9 +75,8 @@ class Trainer:
         self.plain.bf16 = recipe.precision == "bf16"
         prepared = accelerator.prepare(objective, *optimisers(objective, self.stage.optimiser))
         self.objective, self.optimisers = prepared[0], prepared[1:]
-        self.trained = shards.trained(
-            self.plain.trained
-        )  # only now: a strategy may have put others in the parameters' place
+        # only now: a strategy may have put others in the parameters' place
+        self.trained = shards.trained(self.plain.trained)
         self.ema = None if recipe.ema is None else averaged(self.trained, recipe.ema)
         self._interrupted = False
         self._pace: deque[float] = deque(maxlen=PACE_WINDOW)
@@ -118,7 +117,7 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         """One step over the global batch, of one or more optimiser updates; returns its means and norms."""
-        started, processor = time.perf_counter(), time.process_time()
+        watch = Stopwatch()
         stage, step = self.stage, self.step - self.first_step
         batch = self.batches.at(self.step, stage.batch_size).to(self.accelerator.device)
         lr = learning_rate(stage.optimiser, step, stage.steps)
@@ -141,8 +140,7 @@ class Trainer:
         except RewardFailure as error:
             name = self.batches.name(error.sample)
             raise NewtonError(error.what, where=f"{self.run}, step {self.step + 1}, {name}", fix=error.fix) from error
-        spent = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - processor}
-        return {**self._means(outputs), "grad_norm": sum(norms) / len(norms), "lr": lr, **spent}
+        return {**self._means(outputs), "grad_norm": sum(norms) / len(norms), "lr": lr, **watch.spent()}
 
     def _part(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """One part of an update's batch; only the last lets the processes exchange gradients, and DeepSpeed move."""
