@@ -1,6 +1,6 @@
 """Where the time and memory of a reward step go, beside a plain loop, in one run.
 
-    .venv/bin/python benchmarks/training.py --out docs/memory.md
+    .venv/bin/python benchmarks/training.py --out docs/memory.md --num-frames 17 33 --size 64 96 --repeats 3
 
 Four arms take the same step (generate, decode, judge, back, update) from the same weights, noise and captions:
 - plain: as other scripts write it. Gradient through all sampling steps with everything kept, all frames decoded at once
@@ -267,30 +267,36 @@ def page(made: Sequence[Arm], totals: dict[str, list[float]], gradients: dict[st
     return "\n".join(rows)
 
 
-def main() -> None:
-    parser: argparse.ArgumentParser = page_parser(__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--grad-steps", type=int, default=2)
-    parser.add_argument("--num-frames", type=int, default=17)
-    parser.add_argument("--size", type=int, default=64)
-    a = parser.parse_args()
-    torch.set_num_threads(1)
-    made = arms(a.grad_steps, a.num_frames, a.size)
+def compare(grad_steps: int, num_frames: int, size: int, repeats: int) -> str:
+    """All arms at one size of clips, in turns."""
+    made = arms(grad_steps, num_frames, size)
     gradients = {arm.name: arm.step() for arm in made}  # warm-up too
     for arm in made:
         arm.clock.seconds.clear()
     totals: dict[str, list[float]] = defaultdict(list)
-    for turn in range(a.repeats):
+    for turn in range(repeats):
         for arm in made if turn % 2 else made[::-1]:
             started = time.process_time()
             arm.step()
             totals[arm.name].append(time.process_time() - started)
     title = (
-        f"Tiny Wan 2.1, LoRA of rank 4, {a.num_frames} frames of {a.size} px, {STEPS} sampling steps, `last steps` "
-        f"with gradient through {a.grad_steps}, embedded flow network with 12 updates at double size, one thread, "
-        f"{a.repeats} steps of each arm in turns."
+        f"Tiny Wan 2.1, LoRA of rank 4, {num_frames} frames of {size} px, {STEPS} sampling steps, `last steps` "
+        f"with gradient through {grad_steps}, embedded flow network with 12 updates at double size, one thread, "
+        f"{repeats} steps of each arm in turns."
     )
-    write_below(a.out, "training.py", page(made, totals, gradients, title))
+    return page(made, totals, gradients, title)
+
+
+def main() -> None:
+    parser: argparse.ArgumentParser = page_parser(__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--grad-steps", type=int, default=2)
+    parser.add_argument("--num-frames", type=int, nargs="+", default=[17], help="one table for each")
+    parser.add_argument("--size", type=int, nargs="+", default=[64], help="px, as many as --num-frames")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    pages = [compare(a.grad_steps, *clip, a.repeats) for clip in zip(a.num_frames, a.size, strict=True)]
+    write_below(a.out, "training.py", "\n\n".join(pages))
     print(a.out.read_text().partition("training.py -->")[2])
 
 

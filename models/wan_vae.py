@@ -14,6 +14,7 @@ global, and where the margin covers the reach of the convolutions nothing change
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -111,8 +112,8 @@ def _scan(step: Step, hidden: Tensor, caches: int, chosen: Sequence[int]) -> Ten
         elif stop == runs[-1][1]:  # the backward pass begins with the last run: no need to compute that one twice
             decoded, state = _run(step, piece, start == 0, state, _checkpointed(step))
         else:
-            decoded, state = checkpoint(
-                _run, step, piece, start == 0, state, _checkpointed(step), last=step, use_reentrant=False
+            decoded, state = _checkpointed(functools.partial(_run, step, inner=_checkpointed(step), last=step))(
+                piece, start == 0, state
             )
         frames.append(decoded)
     return torch.cat(frames, dim=2)
@@ -131,16 +132,26 @@ def _run(
 
 
 def _checkpointed(step: Step) -> Step:
+    """The same step, recomputed going back.
+
+    The caches are arguments of their own: torch takes hold of a list as it is, and a checkpoint inside another would then
+    keep its caches whatever the outer one does.
+    """
+
+    def flat(hidden: Tensor, first: bool, *state: Cache) -> tuple[Tensor, list[Cache]]:
+        return step(hidden, first, list(state))
+
     def run(hidden: Tensor, first: bool, state: list[Cache]) -> tuple[Tensor, list[Cache]]:
-        result: tuple[Tensor, list[Cache]] = checkpoint(step, hidden, first, state, use_reentrant=False)
+        result: tuple[Tensor, list[Cache]] = checkpoint(flat, hidden, first, *state, use_reentrant=False)
         return result
 
     return run
 
 
 def _runs(count: int, chosen: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut 0..count into runs of about sqrt(chosen) frames, none of them part with and part without gradient."""
-    length = max(1, round(math.sqrt(len(chosen))))
+    """Cut 0..count into runs of one or about sqrt(chosen) frames, none of them part with and part without gradient."""
+    # up to 6, runs of one keep no more caches than runs of two, and nothing is computed a third time
+    length = 1 if len(chosen) <= 6 else round(math.sqrt(len(chosen)))
     runs: list[tuple[int, int]] = []
     start = 0
     for i in range(1, count + 1):
