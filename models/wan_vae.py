@@ -134,8 +134,8 @@ def _run(
 def _checkpointed(step: Step) -> Step:
     """The same step, recomputed going back.
 
-    The caches are arguments of their own: torch takes hold of a list as it is, and a checkpoint inside another would then
-    keep its caches whatever the outer one does.
+    The caches are arguments of their own: torch takes hold of a list as it is, and a checkpoint inside another would
+    then keep its caches whatever the outer one does.
     """
 
     def flat(hidden: Tensor, first: bool, *state: Cache) -> tuple[Tensor, list[Cache]]:

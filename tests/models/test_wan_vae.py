@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from newtonrewards.core.fake import empty, fake_tensors
 from newtonrewards.core.memory import MemoryTracker
 from newtonrewards.models import wan_vae
 from newtonrewards.models.tiny_wan import tiny_pipeline
@@ -57,6 +58,19 @@ def test_65_frames_take_a_quarter_of_the_plain_memory() -> None:
             gradient(decode, start)
         peaks.append(tracker.peak_bytes())
     assert peaks[0] <= 0.25 * peaks[1]
+
+
+@pytest.mark.slow
+def test_tiles_take_less_memory_than_whole_frames() -> None:
+    with fake_tensors() as mode:
+        vae = tiny_pipeline("2.1").vae.requires_grad_(False)
+        empty(vae, mode)
+        peaks = []
+        for tiles in (None, wan_vae.Tiles(side=8, margin=2)):
+            with MemoryTracker(vae) as tracker:
+                gradient(lambda z, tiles=tiles: wan_vae.decode(vae, z, tiles=tiles), drawn(vae, 5, 16, 16))
+            peaks.append(tracker.peak_bytes())
+    assert peaks[1] <= 0.6 * peaks[0]
 
 
 def test_tiles_with_the_full_margin_change_nothing(vae: AutoencoderKLWan) -> None:
