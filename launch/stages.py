@@ -39,6 +39,8 @@ class Stage:
         argv: its arguments.
         inputs: hash of the files that it reads and that come from outside the chain's folder.
         result: a path that exists once it is done.
+        summary: it is quick and only reads what other stages made. It is done again when its arguments changed, and
+            all summaries after it, so that a chain can grow; any other stage that changed is refused.
     """
 
     title: str
@@ -46,6 +48,7 @@ class Stage:
     argv: tuple[str, ...]
     inputs: str
     result: Path
+    summary: bool = False
 
     @property
     def row(self) -> dict[str, Any]:
@@ -152,12 +155,22 @@ def done_rows(out: Path, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
     done = {}
     for row in (row for path in sorted(out.glob(f"{DONE}*.jsonl")) for row in read_jsonl(path)):
         stage = wanted.get(row["title"])
-        if stage is None or any(row[key] != value for key, value in stage.row.items()):
+        same = stage is not None and all(row[key] == value for key, value in stage.row.items())
+        if stage is None or not (same or stage.summary):
             fix = "Choose another --out, or delete this folder."
             raise InputError("already holds results of other settings, recipes or weights", where=out, fix=fix)
-        if stage.result.exists():
+        if same and stage.result.exists():
             done[stage.title] = row
-    return done
+        else:
+            done.pop(stage.title, None)
+    return _up_to_date(done, stages)
+
+
+def _up_to_date(done: dict[str, dict[str, Any]], stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+    """Without the summaries that follow one which has to be done again."""
+    summaries = [stage.title for stage in stages if stage.summary]
+    first = next((i for i, title in enumerate(summaries) if title not in done), len(summaries))
+    return {title: row for title, row in done.items() if title not in summaries[first:]}
 
 
 def run_stage(stage: Stage, log: Path) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class Table:
         runs = [f"{name}={self.run(name, first)}" for name, arm in self.recipe.arms.items() if arm.recipe is not None]
         argv = ["--summary", str(self.out / "results"), "--out", str(page), "--compute", str(self.out / "compute.json")]
         argv += ["--title", "Training methods from the same start", *(["--training", *runs] if runs else [])]
-        return Stage("write the report", "report", tuple(argv), "", page)
+        return Stage("write the report", "report", tuple(argv), "", page, summary=True)
 
     def run(self, arm: str, seed: int) -> Path:
         return self.out / f"seed_{seed}" / arm
@@ -186,7 +186,7 @@ class Table:
             for seed in self.recipe.seeds:
                 argv += ["--arm", f"{name}={self._clips(name, seed)}"]
         argv += [word for name in self.recipe.baselines for word in ("--baseline", name)]
-        return Stage("measure against the truth", "evaluate", tuple(argv), "", results / "summary.json")
+        return Stage("measure against the truth", "evaluate", tuple(argv), "", results / "summary.json", summary=True)
 
     def compute(self, done: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """What each arm cost, as `eval.report.Compute`: mean over its runs."""

@@ -106,7 +106,7 @@ def test_it_stops_goes_on_skips_what_is_done_and_ends_in_one_report(
 def test_shards_share_the_runs_and_the_last_one_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each stage is run once, by one shard; those that need all others come last."""
+    """Each stage is run once, by one shard; those that need all others come last, and again when a seed is added."""
     calls: list[str] = []
 
     def pretended(stage: stages.Stage, log: Path) -> dict[str, object]:
@@ -136,3 +136,9 @@ def test_shards_share_the_runs_and_the_last_one_reports(
     assert "the table" in capsys.readouterr().out
     assert len(calls) == len(set(calls)) == 2 + 2 * (6 + 4) + 2
     assert calls[-2:] == ["measure against the truth", "write the report"] and not first & set(calls[-2:])
+    calls.clear()
+    for _ in range(2):
+        assert table.main([*arguments, "--set", "seeds=[0,1,7]"]) == 0
+    assert len(calls) == 6 + 4 + 2 and sum("seed 7" in title for title in calls) == 6 + 4
+    with pytest.raises(InputError, match="another --out, or delete"):
+        table.main(arguments)
