@@ -25,7 +25,8 @@ class Constancy:
     """How an object changes over a window; None: can't be measured.
 
     Attributes:
-        mass: 1 - cos of its features against the window's first frame, in [0, 2]; see `rewards.mass.conserved`.
+        mass: 1 - cos of its features against the first frame of the window for which there are any, in [0, 2]; see
+            `rewards.mass.conserved`.
         area_change: log of its area at the end over that at the start.
         colour_change: distance of its mean colour at the end from that at the start, RGB in [0, 1].
         flicker: root mean square second difference of its mean colour from frame to frame.
@@ -50,7 +51,7 @@ def constancy(
     colour = mean_colour(frames[inside], soft[inside])
     return Constancy(
         mass=None if features is None else _mass(features[inside]),
-        area_change=_area_change(soft[inside].sum(axis=(1, 2))),
+        area_change=area_change(soft, window),
         colour_change=finite(float(np.linalg.norm(_end(colour) - _start(colour)))),
         flicker=finite(float(np.sqrt((np.diff(colour, 2, axis=0) ** 2).sum(axis=1).mean()))),
     )
@@ -77,11 +78,18 @@ def _end(values: Float[np.ndarray, "T ..."]) -> Float[np.ndarray, "..."]:
     return np.asarray(np.median(values[-ENDS:], axis=0))
 
 
-def _area_change(area: Float[np.ndarray, " T"]) -> float | None:
+def area_change(soft: Float[np.ndarray, "T H W"], window: Window) -> float | None:
+    """Log of the area at a window's end over that at its start; None where it is empty, or there is no mask."""
+    if not len(window):
+        return None
+    area = soft[window.start : window.stop + 1].sum(axis=(1, 2))
     first, last = float(_start(area)), float(_end(area))
     return float(np.log(last / first)) if first > 0 and last > 0 else None
 
 
 def _mass(features: Float[np.ndarray, "T C"]) -> float | None:
-    pooled = torch.from_numpy(features)[None]
+    """Over the frames that the network looked at; an object that is gone is `vanish.vanished_at`'s to tell."""
+    pooled = torch.from_numpy(features[np.isfinite(features).all(axis=1)])[None]
+    if pooled.shape[1] < 2:
+        return None
     return finite(float(mass.conserved(pooled, torch.ones(pooled.shape[:2], dtype=torch.bool))[0]))

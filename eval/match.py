@@ -2,7 +2,7 @@
 
 The background behind such an object never shows, so a silhouette against it is two edges. Flow shows the object in the
 frame in which it moves fastest; that patch is then looked for in the whole of every other frame, wherever it went: a
-jump is a jump, and nothing is carried over from frame to frame.
+jump is a jump, and nothing but its size is carried over from frame to frame.
 Letters: T frames, N pairs, H height, W width; h, w of the cut-out; places and flow in px.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 from torch import Tensor
 
@@ -26,8 +26,9 @@ RIM = 1
 # Less alike than this (correlation in [-1, 1]) is something else: true clips have .88 and more, two textures that have
 # nothing to do with each other up to .81 at the best place.
 ALIKE = 0.85
-# Aligning may move a match by no more px than this, and its log size: it is for the fraction of a pixel.
-FRACTION, GROWTH = 1.5, 0.5
+# Aligning may move a match by no more px than this, and its log size: it is for the fraction of a pixel. A size that is
+# closer to one than `SAME` needs no picture of its own.
+FRACTION, GROWTH, SAME = 1.5, 0.25, 0.05
 # Objects that go further than so many of their own widths show the background; silhouettes do better then. The patch is
 # often only a part of the object.
 WIDTHS = 3.0
@@ -56,16 +57,16 @@ def matched(frames: Float[np.ndarray, "T H W 3"], seen: Seen) -> Float[np.ndarra
     if patch.sum() < PRESENT_PIXELS:
         return None
     grey = ndimage.gaussian_filter((frames.mean(axis=-1) * 255).astype(np.float32), (0, BLUR, BLUR))
-    some = np.unique(np.linspace(0, len(grey) - 1, SAMPLES).round().astype(int))
+    some = np.linspace(0, len(grey) - 1, SAMPLES).round().astype(int)
     width = 2 * float(np.sqrt(patch.sum() / np.pi))
     around = ndimage.binary_dilation(patch, iterations=RIM)
-    if not _within(_places(grey[some], grey[key], around), WIDTHS * width):
+    if not _within(_places(grey, key, around, some), WIDTHS * width):
         return None
     for _ in range(ROUNDS):
-        around = _without_background(grey, key, _places(grey, grey[key], around), around)
-    places = _places(grey, grey[key], around)
+        around = _without_background(grey, key, _places(grey, key, around), around)
+    places = _places(grey, key, around)
     masks = np.zeros(grey.shape, dtype=np.float32)
-    middle = np.array([i.mean() for i in np.nonzero(around)])
+    middle = _middle(around)[::-1]
     for frame, (x, y, log_size) in enumerate(places):
         if np.isfinite(x):
             smaller = np.exp(-log_size)
@@ -96,20 +97,49 @@ def _within(places: Float[np.ndarray, "T 3"], limit: float) -> bool:
 
 
 def _places(
-    grey: Float[np.ndarray, "T H W"], key: Float[np.ndarray, "H W"], around: Bool[np.ndarray, "H W"]
+    grey: Float[np.ndarray, "T H W"],
+    key: int,
+    around: Bool[np.ndarray, "H W"],
+    chosen: Int[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, "T 3"]:
-    """How far these pixels of the key frame are shifted in each frame, x and y, and the log of how much larger they
-    are; NaN where they aren't found."""
+    """How far the middle of these pixels of the key frame is shifted in each frame, x and y, and the log of how much
+    larger they are; NaN where they aren't found, or not looked for."""
+    places = np.full((len(grey), 3), np.nan)
+    frames = range(len(grey)) if chosen is None else chosen
+    for side in ([t for t in frames if t >= key], [t for t in frames if t < key][::-1]):
+        log_size = 0.0
+        for t in side:
+            places[t] = _place(grey[t], grey[key], around, log_size)
+            if np.isfinite(places[t, 2]):
+                log_size = float(places[t, 2])
+    return places
+
+
+def _place(
+    frame: Float[np.ndarray, "H W"], key: Float[np.ndarray, "H W"], around: Bool[np.ndarray, "H W"], log_size: float
+) -> Float[np.ndarray, " 3"]:
+    """Shift and log size of these pixels in one frame, in which they are of about this size."""
     rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(around))
     shape, template = around[rows, columns].astype(np.float32), key[rows, columns]
-    places = np.full((len(grey), 3), np.nan)
-    for place, frame in zip(places, grey, strict=True):
-        alike = cv2.matchTemplate(frame, template, cv2.TM_CCOEFF_NORMED, mask=shape)
-        alike[~np.isfinite(alike)] = -1.0  # where the frame has one colour
-        y, x = np.unravel_index(int(alike.argmax()), alike.shape)
-        if alike[y, x] >= ALIKE:
-            place[:] = _aligned(frame, key, around, np.array([x - columns.start, y - rows.start], dtype=np.float64))
-    return places
+    middle = _middle(around) - (columns.start, rows.start)
+    start = np.array([-columns.start, -rows.start, 0.0])
+    if abs(log_size) > SAME:
+        size = np.round(np.array(template.shape[::-1]) * np.exp(log_size)).clip(1).astype(int)
+        start += [*(middle + 0.5) * (size / template.shape[::-1] - 1), log_size]
+        template = cv2.resize(template, size, interpolation=cv2.INTER_AREA if log_size < 0 else cv2.INTER_LINEAR)
+        shape = cv2.resize(shape, size, interpolation=cv2.INTER_NEAREST)
+    if (np.array(template.shape) > frame.shape).any():
+        return np.full(3, np.nan)
+    alike = cv2.matchTemplate(frame, template, cv2.TM_CCOEFF_NORMED, mask=shape)
+    alike[~np.isfinite(alike)] = -1.0  # where the frame has one colour
+    y, x = np.unravel_index(int(alike.argmax()), alike.shape)
+    return _aligned(frame, key, around, start + np.array([x, y, 0])) if alike[y, x] >= ALIKE else np.full(3, np.nan)
+
+
+def _middle(around: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, " 2"]:
+    """Mean of the pixels, x and y."""
+    y, x = np.nonzero(around)
+    return np.array([x.mean(), y.mean()])
 
 
 def _without_background(
@@ -122,9 +152,7 @@ def _without_background(
         return around
     y, x = np.nonzero(around)
     here = grey[key, y, x]
-    there = [
-        ndimage.map_coordinates(grey[t], [y + shifts[t, 1], x + shifts[t, 0]], order=1, mode="nearest") for t in far
-    ]
+    there = [ndimage.map_coordinates(grey[t], _moved(around, places[t]), order=1, mode="nearest") for t in far]
     going = np.median(np.abs(np.array(there) - here), axis=0)
     still = np.median(np.abs(grey[far][:, y, x] - here), axis=0)
     stays = (going > CLEAR) & (going > WORSE * still)
@@ -133,21 +161,27 @@ def _without_background(
     return kept if kept.sum() >= PRESENT_PIXELS else around
 
 
+def _moved(around: Bool[np.ndarray, "H W"], place: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "2 n"]:
+    """Where these pixels are, rows and columns, at a place and size."""
+    (y, x), middle, size = np.nonzero(around), _middle(around), np.exp(place[2])
+    return np.array([(y - middle[1]) * size + middle[1] + place[1], (x - middle[0]) * size + middle[0] + place[0]])
+
+
 def _aligned(
-    frame: Float[np.ndarray, "H W"], key: Float[np.ndarray, "H W"], around: Bool[np.ndarray, "H W"], place: np.ndarray
+    frame: Float[np.ndarray, "H W"],
+    key: Float[np.ndarray, "H W"],
+    around: Bool[np.ndarray, "H W"],
+    start: Float[np.ndarray, " 3"],
 ) -> Float[np.ndarray, " 3"]:
     """A place to fractions of a pixel and the log of the object's size there, by least squares over the pixels with the
     change of their mean taken out; as it is where that leads away.
 
     Source: Lucas and Kanade 1981. On a shifted texture it is .002 px off, OpenCV's `findTransformECC` with a mask .2.
     """
-    y, x = np.nonzero(around)
-    middle = np.array([x.mean(), y.mean()])
-    wanted, start = key[y, x], np.array([*place, 0.0])
-    fine = start.copy()
+    (y, x), middle = np.nonzero(around), _middle(around)
+    wanted, fine = key[y, x], start.copy()
     for _ in range(STEPS):
-        size = np.exp(fine[2])
-        here = [(y - middle[1]) * size + middle[1] + fine[1], (x - middle[0]) * size + middle[0] + fine[0]]
+        size, here = np.exp(fine[2]), _moved(around, fine)
         values, right, left, below, above = (
             ndimage.map_coordinates(frame, [here[0] + dy, here[1] + dx], order=1, mode="nearest")
             for dy, dx in ((0, 0), (0, 0.5), (0, -0.5), (0.5, 0), (-0.5, 0))

@@ -7,7 +7,7 @@ can't be measured, gets the verdict `cannot_tell` and no score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from newtonrewards.core.clip import Clip
 from newtonrewards.core.given import masks_of, track_of
 from newtonrewards.core.video import Stretch, read_stretches, to_8bit
 from newtonrewards.core.workers import ahead
-from newtonrewards.eval.constancy import constancy
-from newtonrewards.eval.find import Found, find_object, lawful_velocities
+from newtonrewards.eval.constancy import area_change, constancy
+from newtonrewards.eval.find import Found, find_object
+from newtonrewards.eval.instruments import MATCHED, Instrument, best_of, good, instruments_of, second
 from newtonrewards.eval.laws import LawFit
 from newtonrewards.eval.look import Seen, look
 from newtonrewards.eval.match import matched
@@ -32,7 +33,7 @@ from newtonrewards.eval.segment import channels_last
 from newtonrewards.eval.stabilise import stabilise
 from newtonrewards.eval.tracks import centroid
 from newtonrewards.eval.vanish import vanished_at
-from newtonrewards.eval.verdict import Evidence, agreement, disagreement, drifting, judge
+from newtonrewards.eval.verdict import Evidence, drifting, judge, within_itself
 from newtonrewards.eval.video_score import Motion, Vector, VideoScore
 from newtonrewards.rewards import kinematics, sentinels
 from newtonrewards.rewards.flow import RaftFlow
@@ -40,18 +41,12 @@ from newtonrewards.rewards.window import Window
 
 # A video is made smaller until a frame holds no more pixels than this (320 x 200): silhouettes need no more.
 PIXELS = 64_000
-FLOW_HANDICAP = 2
-# Masks that let an object follow a law for this share of the time in which it is seen, agreed upon, are good enough.
-GOOD_SHARE = 0.8
 # Longer videos are looked at in stretches of so many frames, which overlap by so many: memory doesn't grow with length.
 STRETCH, OVERLAP = 300, 60
 # Below this (H/s^2) a residual isn't given as a share of the acceleration.
 LEAST_ACCELERATION = 0.02
 # Residual of perfect clips, px per frame interval cubed, the mean of both sizes in docs/footage.md: below it is noise.
 FLOOR_PX = 0.27
-
-# Name of the masks of `match.matched`.
-MATCHED = "matched patch"
 
 Flow = Callable[[], RaftFlow]
 
@@ -174,28 +169,17 @@ def _measure_shot(
     if step > 1:
         clip = part(clip, slice(None, None, step), f"it moves slowly: every {step}th frame, numbered anew")
         frames, found = frames[::step], replace(found, soft=found.soft[::step])
-    views = {} if found.reason else {"mask" if masks is not None else "silhouette": found.soft}
     seen = None if found.reason or flow is None else look(clip, found, flow(), given=masks is not None)
-    if seen is not None and seen.colour is not None:
-        views["colour"] = seen.colour
-    if masks is None:
-        rough = list(views.items())
-        views |= {
-            f"refined {name}": better
-            for name, soft in rough
-            if (better := refine(frames, soft, float(clip.fps))) is not None
-        }
-        if segmenter is not None and not found.reason:
-            views["sam2"] = sam2_masks(segmenter, clip, found.soft)
-    groups = [list(_instruments(clip, name, soft, seen)) for name, soft in views.items()]
-    if masks is None and seen is not None and not _good(groups, found):
-        patch = matched(frames, seen)
-        groups += [] if patch is None else [list(_instruments(clip, MATCHED, patch, seen))]
-    group = max(groups, key=_worth, default=[])
-    # Flow reads a little low: it wins only where the centres follow a law for clearly less long.
-    best = max(group, key=lambda one: len(one.window) - _handicap(one), default=None)
-    features = None if seen is None or best is None else seen.features_over(best.soft)
-    evidence = _evidence(clip, frames, found, best, group, features, motion, start)
+    views = _views(clip, frames, found, seen, segmenter, given=masks is not None)
+    groups = [instruments_of(clip, name, soft, seen) for name, soft in views.items()]
+    (best, group), patch = best_of(groups), None
+    if masks is None and seen is not None and best is not None:
+        enough = good(groups, found)
+        if not enough or within_itself(*centroid(best.soft), best.window):
+            patch = matched(frames, seen)
+        if not enough and patch is not None:
+            best, group = best_of([*groups, instruments_of(clip, MATCHED, patch, seen)])
+    evidence = _evidence(clip, frames, found, seen, best, group, patch, motion, start)
     score = VideoScore(
         file=clip.source.path,
         sha256=clip.source.sha256,
@@ -216,6 +200,29 @@ def _measure_shot(
     return Measured(score, to_8bit(clip.frames), (found.soft if best is None else best.soft) > 0.5, way)
 
 
+def _views(
+    clip: Clip,
+    frames: Float[np.ndarray, "T H W 3"],
+    found: Found,
+    seen: Seen | None,
+    segmenter: str | None,
+    *,
+    given: bool,
+) -> dict[str, Float[np.ndarray, "T H W"]]:
+    """Masks of the object by their name."""
+    views = {} if found.reason else {"mask" if given else "silhouette": found.soft}
+    if seen is not None and seen.colour is not None:
+        views["colour"] = seen.colour
+    if given:
+        return views
+    fps = float(clip.fps)
+    better = {f"refined {name}": refine(frames, soft, fps) for name, soft in views.items()}
+    views |= {name: soft for name, soft in better.items() if soft is not None}
+    if segmenter is not None and not found.reason:
+        views["sam2"] = sam2_masks(segmenter, clip, found.soft)
+    return views
+
+
 def _found(clip: Clip) -> tuple[Clip, Float[np.ndarray, "T H W 3"], Found]:
     """The object in the clip, or, if its camera moves and that can be undone, in the clip without that motion."""
     frames = channels_last(clip)
@@ -229,95 +236,33 @@ def _found(clip: Clip) -> tuple[Clip, Float[np.ndarray, "T H W 3"], Found]:
     return clip, laid, find_object(laid, float(clip.fps))
 
 
-@dataclass(frozen=True, eq=False)
-class Instrument:
-    """One way to measure velocity: centres of masks, or flow under masks.
-
-    Attributes:
-        masks: their name. method: of the flow that was read under them, or None: their centres.
-        soft: (T, H, W) the masks. velocity: (N, 2) H/s. window: its longest lawful stretch in motion.
-    """
-
-    masks: str
-    method: str | None
-    soft: Float[np.ndarray, "T H W"]
-    velocity: Float[np.ndarray, "N 2"]
-    window: Window
-
-    @property
-    def name(self) -> str:
-        return self.masks if self.method is None else f"{self.method} under {self.masks}"
-
-
-def _instruments(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: Seen | None) -> Iterator[Instrument]:
-    fps, height = float(clip.fps), clip.frames.shape[-2]
-    velocity = np.diff(centroid(soft)[0], axis=0) * fps
-    yield Instrument(name, None, soft, velocity, lawful_velocities(velocity, fps, height))
-    if seen is None:
-        return
-    for method in seen.flows:
-        velocity = seen.velocity_under(soft, method) * fps / height
-        yield Instrument(name, method, soft, velocity, lawful_velocities(velocity, fps, height))
-
-
-def _handicap(one: Instrument) -> float:
-    """By how many velocities an instrument must see a longer law than another; where silhouettes fail, so does flow."""
-    if one.method is None:
-        return 0.0
-    return float("inf") if one.masks == MATCHED else FLOW_HANDICAP
-
-
-def _good(groups: Sequence[Sequence[Instrument]], found: Found) -> bool:
-    """Whether some masks tell of most of the time in which something is seen."""
-    frames = int((found.soft > 0.5).any(axis=(1, 2)).sum())
-    return max((_worth(group) for group in groups), default=0.0) >= GOOD_SHARE * (frames - 1)
-
-
-def _worth(instruments: Sequence[Instrument]) -> float:
-    """How long masks let an object follow a law, times how well their centres and the flow under them agree."""
-    longest = max(instruments, key=lambda one: len(one.window))
-    if len(instruments) < 2:
-        return float(len(longest.window))
-    other = _second(longest, instruments)
-    return len(longest.window) * agreement(disagreement(longest.velocity, other.velocity, longest.window))
-
-
-def _second(best: Instrument, instruments: Sequence[Instrument]) -> Instrument:
-    """The one of the other kind that agrees best: two methods hardly make the same mistake over a whole window, while
-    one of them failing says nothing about the video."""
-    return min(
-        (one for one in instruments if (one.method is None) != (best.method is None)),
-        key=lambda one: _inf(disagreement(best.velocity, one.velocity, best.window)),
-    )
-
-
-def _inf(value: float | None) -> float:
-    return float("inf") if value is None else value
-
-
 def _evidence(
     clip: Clip,
     frames: np.ndarray,
     found: Found,
+    seen: Seen | None,
     best: Instrument | None,
     instruments: Sequence[Instrument],
-    features: np.ndarray | None,
+    patch: Float[np.ndarray, "T H W"] | None,
     motion: Motion,
     start: int,
 ) -> Evidence:
-    """The best instrument beside the one of the other kind with the same masks."""
+    """The best instrument beside the one of the other kind with the same masks; `patch`: masks that know its size."""
     soft = found.soft if best is None else best.soft
     position, area = centroid(soft)
-    other = None if best is None or len(instruments) < 2 else _second(best, instruments)
+    other = None if best is None or len(instruments) < 2 else second(best, instruments)
     window = Window(0, 0, float("nan")) if best is None else best.window
+    features = None if seen is None or best is None else seen.features_over(best.soft)
+    constant = constancy(frames, soft, features, window)
+    by_patch = None if patch is None else area_change(patch, window)
     nothing = np.full((clip.num_frames - 1, 2), np.nan)
     return Evidence(
         reason=found.reason,
         source="none" if best is None else best.name,
         window=window,
         fit=None if best is None or not len(window) else law_fit(best.velocity, window, float(clip.fps)),
-        constancy=constancy(frames, soft, features, window),
-        sized=best is not None and best.masks == MATCHED,
+        constancy=constant if by_patch is None else replace(constant, area_change=by_patch),
+        sized=by_patch is not None,
         smooth=None if best is None else drifting(best.velocity, window, float(clip.fps), frames.shape[1]),
         motion=motion,
         velocity=nothing if best is None else best.velocity,

@@ -58,7 +58,7 @@ class Evidence:
         source: instrument of `velocity`. velocity: (N, 2) H/s. other: that of the other instrument, or None.
         window: lawful stretch of `velocity`.
         fit: line through `velocity` in the window, None where there is none. constancy: of the object over the window.
-        sized: the masks tell how the object's size changes, however little it moves.
+        sized: the change of its area can be trusted, however little it moves.
         smooth: run around the window in which acceleration changes steadily; None: it doesn't.
         motion: what the video is said to show.
         position: (T, 2) H. area: (T,) H^2.
@@ -145,6 +145,8 @@ def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdic
     )
     if wrong:
         return ("unlawful" if blame else "cannot_tell"), wrong
+    if (resized := _resized(evidence)) and _unsized(evidence):
+        return "cannot_tell", [f"{resized}, or so it seems: it goes less far than it is wide"]
     return "lawful", [f"constant acceleration in {_frames(evidence, evidence.window)}"]
 
 
@@ -226,11 +228,8 @@ def _changed(evidence: Evidence) -> list[str]:
     found, reasons = evidence.constancy, []
     if found.mass is not None and found.mass > LEAST_MASS:
         reasons.append(f"the object changes its look (1 - cos = {found.mass:.2f})")
-    resized = found.area_change is not None and abs(found.area_change) > LEAST_AREA + _blur_change(evidence)
-    if resized and not _within_itself(evidence):
-        assert found.area_change is not None
-        word = "grows" if found.area_change > 0 else "shrinks"
-        reasons.append(f"the object {word}, its area by a factor of {np.exp(found.area_change):.2f}")
+    if (resized := _resized(evidence)) and not _unsized(evidence):
+        reasons.append(resized)
     if found.colour_change is not None and found.colour_change > LEAST_COLOUR:
         reasons.append(f"the object changes its colour, by {found.colour_change:.2f} of full brightness")
     if found.flicker is not None and found.flicker > LEAST_FLICKER:
@@ -238,19 +237,30 @@ def _changed(evidence: Evidence) -> list[str]:
     return reasons
 
 
-def _within_itself(evidence: Evidence) -> bool:
-    """Whether the object goes less far in the window than it is wide: what it always covers is never seen without it,
+def _resized(evidence: Evidence) -> str:
+    """How its area changes, empty if not by much."""
+    change = evidence.constancy.area_change
+    if change is None or abs(change) <= LEAST_AREA + _blur_change(evidence):
+        return ""
+    return f"the object {'grows' if change > 0 else 'shrinks'}, its area by a factor of {np.exp(change):.2f}"
+
+
+def within_itself(position: Float[np.ndarray, "T 2"], area: Float[np.ndarray, " T"], window: Window) -> bool:
+    """Whether an object goes less far in the window than it is wide: what it always covers is never seen without it,
     so that masks are its edges rather than itself."""
-    if evidence.sized:
-        return False
-    places = evidence.position[evidence.window.start : evidence.window.stop + 1]
+    places = position[window.start : window.stop + 1]
     places = places[np.isfinite(places).all(axis=1)]
-    return len(places) > 0 and float(np.linalg.norm(np.ptp(places, axis=0))) <= WIDTHS * _diameter(evidence)
+    return len(places) > 0 and float(np.linalg.norm(np.ptp(places, axis=0))) <= WIDTHS * _diameter(area)
 
 
-def _diameter(evidence: Evidence) -> float:
+def _unsized(evidence: Evidence) -> bool:
+    """Whether nothing tells how its size changes."""
+    return not evidence.sized and within_itself(evidence.position, evidence.area, evidence.window)
+
+
+def _diameter(area: Float[np.ndarray, " T"]) -> float:
     """Of a disc of the object's usual area, H; 0 where it is never seen."""
-    seen = evidence.area[evidence.area > 0]
+    seen = area[area > 0]
     return 2 * float(np.sqrt(np.median(seen) / np.pi)) if len(seen) else 0.0
 
 
@@ -301,7 +311,7 @@ def _jump_at(evidence: Evidence) -> int | None:
     step = evidence.velocity * evidence.height / evidence.fps
     seen = [bool(np.isfinite(v).all()) for v in step]
     other = step if evidence.other is None else evidence.other
-    diameter = _diameter(evidence) * evidence.height
+    diameter = _diameter(evidence.area) * evidence.height
     for n in range(1, len(step)):
         if not (seen[n] and seen[n - 1] and np.isfinite(other[n]).all()):
             continue  # what only one of two instruments saw may be its own mistake
@@ -329,7 +339,7 @@ def _appears(evidence: Evidence) -> bool:
     if not len(seen) or seen[0] < LATE_FRAMES:
         return False
     x, y = evidence.position[seen[0]]
-    return bool(min(x, y, evidence.width / evidence.height - x, 1 - y) > _diameter(evidence))
+    return bool(min(x, y, evidence.width / evidence.height - x, 1 - y) > _diameter(evidence.area))
 
 
 def disagreement(ours: Float[np.ndarray, "N 2"], theirs: Float[np.ndarray, "N 2"], window: Window) -> float | None:
@@ -368,7 +378,7 @@ def _confidence(evidence: Evidence, apart: float | None) -> tuple[float, list[st
     if _appears(evidence):
         confidence *= 0.45
         doubts.append("it is first seen in mid-picture")
-    if len(evidence.window) and _within_itself(evidence):
+    if len(evidence.window) and _unsized(evidence):
         doubts.append("it goes less far than it is wide, so its size isn't judged")
     if evidence.others:
         confidence *= 0.8

@@ -1,7 +1,8 @@
-"""A small world on disk: true clips and three arms of generated ones whose quality is known."""
+"""A small world on disk: true clips and three arms of generated ones whose quality is known; the flow network."""
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from newtonrewards.core.video import write_video
+from newtonrewards.eval.measure import Flow
+from newtonrewards.rewards.flow import EMBEDDED_WEIGHTS, FlowConfig, load_flow
 from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import Wobble, sample_scene
 from newtonrewards.simulation.simulate import SimulateRecipe, shift_of, simulate
@@ -40,3 +43,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append({"name": f"{index:06d}", "seed": 0, "num_inference_steps": 8})
         (root / arm / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
+
+
+@pytest.fixture(scope="session")
+def flow() -> Flow:
+    if not EMBEDDED_WEIGHTS.is_file():
+        pytest.skip(f"the embedded flow network has no weights yet ({EMBEDDED_WEIGHTS.name})")
+    return functools.cache(lambda: load_flow(FlowConfig()))

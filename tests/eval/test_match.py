@@ -9,8 +9,12 @@ from scipy import ndimage
 
 from newtonrewards.eval.look import Seen
 from newtonrewards.eval.match import matched
+from newtonrewards.eval.measure import Flow, measure_clip
 from newtonrewards.eval.tracks import centroid
 from newtonrewards.rewards.classical import DisFlow
+from newtonrewards.simulation.corrupt import corrupt
+from newtonrewards.simulation.ranges import default_ranges
+from newtonrewards.simulation.scene import sample_scene
 
 FRAMES, HEIGHT, WIDTH, DIAMETER = 16, 96, 192, 36
 
@@ -70,12 +74,16 @@ def test_a_jump_is_seen_as_it_is() -> None:
     assert np.linalg.norm(off, axis=1).max() < 0.08 * np.linalg.norm([7.0, 9.0])
 
 
-def test_growth_is_measured() -> None:
-    frames = filmed(slide(0.7 * DIAMETER), growth=-0.15)
+@pytest.mark.parametrize("growth", [-0.5, -0.15, 0.5])
+def test_growth_is_measured_and_moves_nothing(growth: float) -> None:
+    path = slide(0.7 * DIAMETER)
+    frames = filmed(path, growth=growth)
     masks = matched(frames, seen(frames))
     assert masks is not None
     areas = masks.sum(axis=(1, 2))
-    assert np.log(areas[-1] / areas[0]) == pytest.approx(-0.3, abs=0.08)
+    assert np.log(areas[-1] / areas[0]) == pytest.approx(2 * growth, rel=0.1, abs=0.08)
+    off = np.diff(centroid(masks)[0] * HEIGHT, axis=0) - np.diff(path, axis=0)
+    assert np.sqrt((off**2).sum(axis=1).mean()) < 0.15
 
 
 def test_frames_without_it_are_empty() -> None:
@@ -88,3 +96,16 @@ def test_what_rests_or_goes_far_is_left_to_others(way: float) -> None:
     path = slide(way) if way == 0 else np.linspace([30.0, 40.0], [30.0 + way, 50.0], FRAMES)
     frames = filmed(path)
     assert matched(frames, seen(frames)) is None
+
+
+def test_what_grows_as_it_slides_is_blamed(flow: Flow) -> None:
+    """Its silhouettes are its edges and follow a law, so only its looks tell."""
+    ranges = default_ranges()
+    world = {"size_px": 256, "num_frames": 33, "capture_fps": 40.0}
+    ranges = ranges.model_copy(update={"world": ranges.world.model_copy(update=world)})
+    scene = sample_scene(31, 8, split="val", ranges=ranges)
+    right, wrong = (measure_clip(corrupt(scene, "grow", s), None, flow, "ramp").score for s in (0.0, 1.0))
+    assert right.verdict == "lawful"
+    assert right.area_change == pytest.approx(0.0, abs=0.05)
+    assert wrong.verdict == "unlawful"
+    assert any("grows" in reason for reason in wrong.reasons)

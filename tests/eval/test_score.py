@@ -25,7 +25,6 @@ from newtonrewards.eval.find import lawful_velocities, resting
 from newtonrewards.eval.measure import Flow, Options, measure_clip, measure_video
 from newtonrewards.eval.score_store import read_scores
 from newtonrewards.eval.video_score import Motion, VideoFailure, VideoScore, columns
-from newtonrewards.rewards.flow import EMBEDDED_WEIGHTS, FlowConfig, load_flow
 from newtonrewards.simulation.corrupt import corrupt
 from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import sample_scene
@@ -34,13 +33,6 @@ from newtonrewards.simulation.scene import sample_scene
 @functools.cache
 def clip(index: int) -> Clip:
     return render(sample_scene(5, index, split="val"))
-
-
-@pytest.fixture(scope="module")
-def flow() -> Flow:
-    if not EMBEDDED_WEIGHTS.is_file():
-        pytest.skip(f"the embedded flow network has no weights yet ({EMBEDDED_WEIGHTS.name})")
-    return functools.cache(lambda: load_flow(FlowConfig()))
 
 
 def scored(frames: torch.Tensor, flow: Flow | None, fps: float = 20.0, motion: Motion = "auto") -> VideoScore:
@@ -456,7 +448,7 @@ def test_fading_and_flickering_objects_score_lower(flow: Flow) -> None:
 def test_a_fade_to_black_is_not_held_against_the_object(flow: Flow) -> None:
     light = torch.linspace(1, 0, 17)[:, None, None, None]
     got = scored(clip(2).frames * light, flow)
-    assert got.verdict == "cannot_tell"
+    assert got.verdict != "unlawful" and got.confidence < 0.5
     assert any("brightness" in doubt for doubt in got.doubts)
 
 
