@@ -28,7 +28,7 @@ RIM = 1
 ALIKE = 0.85
 # Aligning may move a match by no more px than this, and its log size: it is for the fraction of a pixel. A size that is
 # closer to one than `SAME` needs no picture of its own.
-FRACTION, GROWTH, SAME = 1.5, 0.25, 0.05
+FRACTION, GROWTH, SAME = 2.0, 0.25, 0.02
 # Objects that go further than so many of their own widths show the background; silhouettes do better then. The patch is
 # often only a part of the object.
 WIDTHS = 3.0
@@ -60,7 +60,7 @@ def matched(frames: Float[np.ndarray, "T H W 3"], seen: Seen) -> Float[np.ndarra
     some = np.linspace(0, len(grey) - 1, SAMPLES).round().astype(int)
     width = 2 * float(np.sqrt(patch.sum() / np.pi))
     around = ndimage.binary_dilation(patch, iterations=RIM)
-    if not _within(_places(grey, key, around, some), WIDTHS * width):
+    if _way(_places(grey, key, around, some)) > WIDTHS * width:
         return None
     for _ in range(ROUNDS):
         around = _without_background(grey, key, _places(grey, key, around), around)
@@ -72,7 +72,7 @@ def matched(frames: Float[np.ndarray, "T H W 3"], seen: Seen) -> Float[np.ndarra
             smaller = np.exp(-log_size)
             offset = middle - smaller * (middle + np.array([y, x]))
             masks[frame] = ndimage.affine_transform(patch.astype(np.float32), [smaller, smaller], offset, order=1)
-    return masks if _within(places, WIDTHS * width) else None
+    return masks if 0 < _way(places) <= WIDTHS * width else None
 
 
 def _fastest(frames: Float[np.ndarray, "T H W 3"], seen: Seen) -> tuple[int, Bool[np.ndarray, "H W"]]:
@@ -91,9 +91,10 @@ def _speed(flow: Float[Tensor, "1 n 2 h w"]) -> tuple[Float[np.ndarray, "n h w"]
     return speed, np.quantile(speed.reshape(len(speed), -1), 0.995, axis=1)
 
 
-def _within(places: Float[np.ndarray, "T 3"], limit: float) -> bool:
+def _way(places: Float[np.ndarray, "T 3"]) -> float:
+    """Diagonal of the box around the places, px; 0 where there are none."""
     known = places[np.isfinite(places).all(axis=1), :2]
-    return len(known) > 1 and float(np.linalg.norm(np.ptp(known, axis=0))) <= limit
+    return float(np.linalg.norm(np.ptp(known, axis=0))) if len(known) else 0.0
 
 
 def _places(
@@ -122,10 +123,10 @@ def _place(
     rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(around))
     shape, template = around[rows, columns].astype(np.float32), key[rows, columns]
     middle = _middle(around) - (columns.start, rows.start)
-    start = np.array([-columns.start, -rows.start, 0.0])
+    start = np.array([-columns.start, -rows.start, log_size])
     if abs(log_size) > SAME:
         size = np.round(np.array(template.shape[::-1]) * np.exp(log_size)).clip(1).astype(int)
-        start += [*(middle + 0.5) * (size / template.shape[::-1] - 1), log_size]
+        start[:2] += (middle + 0.5) * (size / template.shape[::-1] - 1)
         template = cv2.resize(template, size, interpolation=cv2.INTER_AREA if log_size < 0 else cv2.INTER_LINEAR)
         shape = cv2.resize(shape, size, interpolation=cv2.INTER_NEAREST)
     if (np.array(template.shape) > frame.shape).any():
