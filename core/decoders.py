@@ -1,4 +1,4 @@
-"""Decoding a video file: decord first, then PyAV; the pixels as they are stored, the right way up.
+"""Decoding a video file: PyAV, and for small frames decord where it can read them; pixels as stored, the right way up.
 
 Both know the time stamps of all frames before any is decoded, and hold one chunk of frames at a time.
 """
@@ -21,6 +21,9 @@ from newtonrewards.core.frame_plan import MIN_FRAMES
 
 # Frames that are decoded at a time: so many, or as many as fit into so many bytes.
 CHUNK, CHUNK_BYTES = 32, 2**26
+# decord keeps about a hundred frames to itself, whatever is asked for: larger ones are PyAV's, which needs a third of the
+# memory and, at 1080 x 1920, half the time for them.
+DECORD_PIXELS = 1_000_000
 
 
 def checked(path: str | Path) -> Path:
@@ -45,7 +48,7 @@ def checked(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def open_video(path: Path) -> Iterator[Decord | PyAV]:
-    """decord where it can read the file, else PyAV."""
+    """decord where it can read the file and frames are small, else PyAV."""
     with _quiet():
         try:
             decoder = Decord.open(path) or PyAV(path)
@@ -68,7 +71,8 @@ class Decord:
 
     @staticmethod
     def open(path: Path) -> Decord | None:
-        """None where decord isn't installed or misreads: gif, times of some mkv, 32 or 48 px wide (as 4 channels)."""
+        """None where decord isn't installed, misreads (gif, times of some mkv, 32 or 48 px wide as 4 channels), or would
+        take too much memory."""
         try:
             import decord
         except (ImportError, OSError):
@@ -77,7 +81,8 @@ class Decord:
             decoder = Decord(path, decord.VideoReader(str(path), num_threads=1))
         except (decord.DECORDError, RuntimeError, IndexError):
             return None
-        return decoder if decoder.first.shape[-1] == 3 and bool(np.all(np.diff(decoder.times) > 0)) else None
+        small = decoder.height * decoder.width <= DECORD_PIXELS
+        return decoder if small and decoder.first.shape[-1] == 3 and bool(np.all(np.diff(decoder.times) > 0)) else None
 
     def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         import decord
