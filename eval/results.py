@@ -31,8 +31,8 @@ class Number(Config):
     Attributes:
         value: None if no clip could be measured.
         low, high: bounds of the bootstrap interval; None where there are too few clips.
-        n: clips it rests on, those of each run counted where an arm has several runs. n_missing: clips that could not
-            be measured or are missing.
+        n: clips it rests on, whatever the number of runs. n_missing: clips that could not be measured or are
+            missing, counted in each run.
     """
 
     value: float | None

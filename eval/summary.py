@@ -58,7 +58,7 @@ def summarise(
         for arm in arms
         for metric in metrics
         for group, names in groups.items()
-        if (estimate := stats.mean_over_runs(values.of(arm.name, metric, names), seed=seed)).n
+        if (estimate := stats.mean(values.of(arm.name, metric, names), seed=seed)).n
     ]
     changes = [
         _change(arm, baseline, metric, info.direction, group, estimate)
@@ -100,7 +100,7 @@ class _Values:
 
     def change(self, arm: str, baseline: str, metric: str, names: Sequence[str], seed: int) -> stats.Estimate:
         before, after = self.of(baseline, metric, names), self.of(arm, metric, names)
-        return stats.relative_change_over_runs(before, after, seed=seed)
+        return stats.relative_change(before, after, seed=seed)
 
 
 def _groups(clips: Iterable[tuple[str, str, str]]) -> dict[Group, list[str]]:
