@@ -109,6 +109,14 @@ def test_scaling_keeps_lengths_along_x_and_y_comparable(tmp_path: Path) -> None:
         assert rows == columns, size
 
 
+def test_large_frames_are_left_to_the_reader_that_holds_few(tmp_path: Path) -> None:
+    frames = noise(3, 3, 1080, 1920)
+    write_video(tmp_path / "a.mp4", frames, 30.0)
+    clip = read_clip(tmp_path / "a.mp4")
+    assert clip.source.preprocessing == ("decoded with PyAV",)
+    assert torch.equal(clip.frames, frames)
+
+
 @pytest.mark.parametrize("reader", ["decord", "PyAV"])
 def test_broken_files_are_named_in_one_line_and_nothing_else_is_printed(
     tmp_path: Path, reader: str, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
