@@ -21,8 +21,8 @@ from newtonrewards.core.frame_plan import MIN_FRAMES
 
 # Frames that are decoded at a time: so many, or as many as fit into so many bytes.
 CHUNK, CHUNK_BYTES = 32, 2**26
-# decord keeps about a hundred frames to itself, whatever is asked for: larger ones are PyAV's, which needs a third of the
-# memory and, at 1080 x 1920, half the time for them.
+# decord keeps about a hundred frames to itself, whatever is asked for: larger ones are PyAV's, which needs a third of
+# the memory and, at 1080 x 1920, half the time for them.
 DECORD_PIXELS = 1_000_000
 
 
@@ -71,8 +71,8 @@ class Decord:
 
     @staticmethod
     def open(path: Path) -> Decord | None:
-        """None where decord isn't installed, misreads (gif, times of some mkv, 32 or 48 px wide as 4 channels), or would
-        take too much memory."""
+        """None where decord isn't installed, would take too much memory, or misreads: gif, times of some mkv, 32 or 48 px
+        wide (as 4 channels)."""
         try:
             import decord
         except (ImportError, OSError):
