@@ -71,8 +71,8 @@ class Decord:
 
     @staticmethod
     def open(path: Path) -> Decord | None:
-        """None where decord isn't installed, takes too much memory, or misreads: gif, times of some mkv, 32 or 48 px wide
-        (as 4 channels)."""
+        """None where decord isn't installed, needs too much memory, or misreads: gif, times of some mkv, 32 or 48 px
+        wide (as 4 channels)."""
         try:
             import decord
         except (ImportError, OSError):
