@@ -46,7 +46,7 @@ STRETCH, OVERLAP = 300, 60
 # Below this (H/s^2) a residual isn't given as a share of the acceleration.
 LEAST_ACCELERATION = 0.02
 # Residual of perfect clips, px per frame interval cubed, the mean of both sizes in docs/footage.md: below it is noise.
-FLOOR_PX = 0.27
+FLOOR_PX = 0.25
 
 Flow = Callable[[], RaftFlow]
 
