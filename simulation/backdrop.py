@@ -145,3 +145,16 @@ def trace_background(size, focal, camera, wall_z, wedge, has_wedge, light, kinds
             for c in range(3):
                 albedo[i, j, c] = colours[which, 0, c] * (1 - mix) + colours[which, 1, c] * mix
     return points, albedo, direct, depth
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def plane_map(kind, left, high, step, rows, columns, frequency, seed, colours):
+    """Colours (rows, columns, 3) of pixels `step` m wide, from `left` to the right and from `high` down."""
+    out = np.empty((rows, columns, 3))
+    for i in range(rows):
+        for j in range(columns):
+            u, v = left + (j + 0.5) * step, high - (i + 0.5) * step
+            mix = background_mix(kind, u + 31.7, v + 17.3, frequency, seed)
+            out[i, j] = colours[0] * (1 - mix) + colours[1] * mix
+    return out

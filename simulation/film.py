@@ -5,6 +5,7 @@ The perfect camera of `render` is what training uses; this one is for testing in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from newtonrewards.core.run import stream_seed
 from newtonrewards.simulation.render import pictures, render
 from newtonrewards.simulation.scene import Scene
 
+Take = Callable[[Scene, NDArray[np.int64] | None], Tensor]
 EXPOSURES = 4  # moments that an open shutter averages
 
 
@@ -46,15 +48,22 @@ class Film(Config):
     wander_s: float = Field(0.3, gt=0)
 
 
-def film(scene: Scene, camera: Film) -> Clip:
+def film(scene: Scene, camera: Film, take: Take | None = None) -> Clip:
     """Film a scene; see `handheld` for the truth of the clip.
 
     With an open shutter a frame's soft mask is the share of its light that came from the object; track, flow and depth
     are those of the moment when the shutter opens, and the blur runs ahead of them.
+
+    Args:
+        take: gives the frames of a scene, all or some of them; None: the fast renderer does.
     """
+    clip = render(scene)
+    if camera.shutter > 0:
+        clip = _exposed(clip, scene, camera.shutter, take)
+    elif take is not None:
+        clip = replace(clip, frames=take(scene, None))
     if camera == Film():
-        return render(scene)
-    clip = render(scene) if camera.shutter == 0 else _exposed(scene, camera.shutter)
+        return clip
     return handheld(clip, camera, stream_seed(scene.seed, 0, scene.index, "film"))
 
 
@@ -83,19 +92,20 @@ def handheld(clip: Clip, camera: Film, seed: int) -> Clip:
     return replace(clip, frames=(frames.clamp(0, 1) * 255).round() / 255)
 
 
-def _exposed(scene: Scene, shutter: float) -> Clip:
-    """Frames that gather light from their own time on, for a share of the time to the next one."""
+def _exposed(clip: Clip, scene: Scene, shutter: float, take: Take | None) -> Clip:
+    """The clip with frames that gather light from their own time on, for a share of the time to the next one."""
     parts = round(EXPOSURES / shutter)
     fine = replace(scene, num_frames=scene.num_frames * parts, capture_fps=scene.capture_fps * parts)
     lit = np.flatnonzero(np.arange(fine.num_frames) % parts < EXPOSURES)
-    sharp, masks = (
-        x.unflatten(dim, (scene.num_frames, EXPOSURES)).mean(dim + 1) for dim, x in enumerate(pictures(fine, lit))
+    frames, masks = pictures(fine, lit)
+    frames = frames if take is None else take(fine, lit)
+    blurred, masks = (
+        x.unflatten(dim, (scene.num_frames, EXPOSURES)).mean(dim + 1) for dim, x in enumerate((frames, masks))
     )
-    clip = render(scene)
     assert clip.truth is not None, "the renderer gives it"
     bystanders = zip(clip.truth.bystanders, masks[1:], strict=True)
     truth = replace(clip.truth, bystanders=tuple(replace(one, masks=mask) for one, mask in bystanders))
-    return replace(clip, frames=sharp, masks=masks[0], truth=truth)
+    return replace(clip, frames=blurred, masks=masks[0], truth=truth)
 
 
 def _wander(rng: np.random.Generator, shape: tuple[int, ...], frames: float) -> NDArray[np.float64]:

@@ -54,6 +54,7 @@ class Assets(Config):
     shapes: tuple[str, ...]
     textures: tuple[str, ...]
     walls: tuple[str, ...]
+    environments: tuple[str, ...] = ()  # of the photo tier; none: those of the default ranges
 
 
 class Bystanders(Config):

@@ -20,7 +20,7 @@ from newtonrewards.simulation.shapes import AMBIENT, HIT, local, object_mix, obj
 
 # First digits of the sha256 of backdrop.py and shapes.py, in this order: numba's cache of this file doesn't see changes
 # there, and would go on drawing with the old ones. A test says what to write here.
-COMPILED_WITH = "3da28732"
+COMPILED_WITH = "3a5ba5e3"
 TILE = 4  # pixels to a side
 FULL, QUARTER, HALF = np.float32(255), np.float32(4), np.float32(2)
 
@@ -184,6 +184,14 @@ def shaded(x, y, z, radius, body, lx, ly, lz):
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True, error_model="numpy")
+def pattern(seed):
+    """How a texture is shifted and turned: shift, cosine and sine."""
+    angle = 3.14159 * hashed(seed, 5, 1)
+    return hashed(seed, 7, 3) - 0.5, math.cos(angle), math.sin(angle)
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
 def body_at(bodies, b, f, view):
     """A body in a frame: what doesn't change from sample to sample. See `Pose`."""
     hx, hy, hz = bodies.halves[b, 0], bodies.halves[b, 1], bodies.halves[b, 2]
@@ -192,14 +200,13 @@ def body_at(bodies, b, f, view):
     ct, st = math.cos(bodies.tilts[b, f]), math.sin(bodies.tilts[b, f])
     cyaw, syaw = math.cos(bodies.yaws[b]), math.sin(bodies.yaws[b])
     lx, ly, lz = local(view.light[0], view.light[1], view.light[2], ct, st, cyaw, syaw)
-    pattern = 3.14159 * hashed(bodies.seeds[b], 5, 1)
     nxt = min(f + 1, bodies.tilts.shape[1] - 1)
     turn = bodies.tilts[b, nxt] - bodies.tilts[b, f]
     mx, my = bodies.centres[b, nxt, 0] - x, bodies.centres[b, nxt, 1] - y
     top, bottom, left, right = around(x, y, z, hx, hy, hz, ct, st, cyaw, syaw, view.camera, view.focal, view.size)
-    shift = hashed(bodies.seeds[b], 7, 3) - 0.5
+    shift, ctex, stex = pattern(bodies.seeds[b])
     return Pose(
-        bodies.kinds[b], bodies.textures[b], bodies.frequencies[b], shift, math.cos(pattern), math.sin(pattern),
+        bodies.kinds[b], bodies.textures[b], bodies.frequencies[b], shift, ctex, stex,
         x, y, z, hx, hy, hz, bound, ct, st, cyaw, syaw, lx, ly, lz, math.cos(turn) - 1, math.sin(turn), mx, my,
         top, bottom, left, right,
     )  # fmt: skip

@@ -79,7 +79,8 @@ class Scene:
     """Everything the renderer needs, and nothing it computes.
 
     `imperfection` is `none` for right physics; `tilt` (rad) and `spin` (rad/s) turn the object about the line of sight,
-    anticlockwise; `camera_yaw` and `camera_pitch` (rad) as in `camera.Camera`.
+    anticlockwise; `camera_yaw` and `camera_pitch` (rad) as in `camera.Camera`; `environment`, light from all around by
+    its name and turned by an angle (rad), is the photo tier's alone.
     """
 
     primitive: str
@@ -115,6 +116,7 @@ class Scene:
     wobble: Wobble | None = None
     imperfection: str = "none"
     bystanders: tuple[Bystander, ...] = ()
+    environment: tuple[str, float] = ("", 0.0)
     rejections: tuple[str, ...] = ()
 
     @property
@@ -259,6 +261,7 @@ def _draw(
         camera_height=view / 2 - world.floor_margin_m,
         camera_distance=world.camera_distance_m,
         wall_m=world.wall_m,
+        environment=_environment(ranges, key, split),
     )
 
 
@@ -315,6 +318,14 @@ def _wedge(
 def _extra(limits: tuple[float, float], key: tuple[int, int], split: str, name: str) -> float:
     """A quantity that is off in the default world, from a stream of its own: nothing else of a scene depends on it."""
     return float(np.random.default_rng(stream_seed(key[0], 0, key[1], f"{name}/{split}")).uniform(*limits))
+
+
+def _environment(ranges: Ranges, key: tuple[int, int], split: str) -> tuple[str, float]:
+    """A light of the split's own, turned to any side; from a stream of its own."""
+    part = "test" if split == "test" else "train"
+    names = ranges.assets[part].environments or default_ranges().assets[part].environments
+    rng = np.random.default_rng(stream_seed(key[0], 0, key[1], f"environment/{split}"))
+    return str(rng.choice(names)), float(rng.uniform(0, 2 * math.pi))
 
 
 def _spin(limits: tuple[float, float], key: tuple[int, int], split: str) -> float:

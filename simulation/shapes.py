@@ -164,3 +164,41 @@ def shading(x, y, z, kind, hx, hy, hz, lx, ly, lz):
     length = math.sqrt(gx * gx + gy * gy + gz * gz) + 1e-12
     facing = max(0.0, (gx * lx + gy * ly + gz * lz) / length)
     return AMBIENT + (1 - AMBIENT) * facing
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def slopes(kind, points, half):
+    """(N, 3) unit normals: which way the distance to a shape grows."""
+    normals, e = np.empty_like(points), 1e-6
+    hx, hy, hz = half
+    for n in range(len(points)):
+        x, y, z = points[n]
+        gx = sdf(kind, x + e, y, z, hx, hy, hz) - sdf(kind, x - e, y, z, hx, hy, hz)
+        gy = sdf(kind, x, y + e, z, hx, hy, hz) - sdf(kind, x, y - e, z, hx, hy, hz)
+        gz = sdf(kind, x, y, z + e, hx, hy, hz) - sdf(kind, x, y, z - e, hx, hy, hz)
+        length = math.sqrt(gx * gx + gy * gy + gz * gz) + 1e-12
+        normals[n, 0], normals[n, 1], normals[n, 2] = gx / length, gy / length, gz / length
+    return normals
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def object_map(kind, texture, hx, hy, hz, frequency, shift, cos, sin, colours, rows):
+    """See `meshes.object_map`; texture shifted and turned as in `object_mix`."""
+    out = np.empty((rows, 2 * rows, 3))
+    for i in range(rows):
+        rise = math.pi * (0.5 - (i + 0.5) / rows)
+        for j in range(2 * rows):
+            turn = math.pi * (1 - (j + 0.5) / rows)
+            x, y, z = math.cos(rise) * math.cos(turn), math.sin(rise), math.cos(rise) * math.sin(turn)
+            near, far = 0.0, math.sqrt(hx * hx + hy * hy + hz * hz)
+            for _ in range(24):  # halves of the way out: the surface to 1e-7
+                t = (near + far) / 2
+                if sdf(kind, x * t, y * t, z * t, hx, hy, hz) < 0:
+                    near = t
+                else:
+                    far = t
+            mix = object_mix(texture, x * far / hx, y * far / hy, z * far / hz, frequency, shift, cos, sin)
+            out[i, j] = colours[0] * (1 - mix) + colours[1] * mix
+    return out

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +23,15 @@ from newtonrewards.core.recipe import Config, changed, load, validate
 from newtonrewards.core.run import output_folder, write_json
 from newtonrewards.core.shard import WHOLE, Shard, add_shard_option, of_this_process
 from newtonrewards.core.workers import each
-from newtonrewards.simulation import inspection, tars
+from newtonrewards.simulation import inspection, photo, photo_setup, tars
 from newtonrewards.simulation.film import Film, film
 from newtonrewards.simulation.motions import KNOWN, PRIMITIVES
+from newtonrewards.simulation.photo import NotTaken, Photo
 from newtonrewards.simulation.ranges import SHIFTS, SPLITS, Ranges, World, default_ranges, shifts_of
 from newtonrewards.simulation.scene import Scene, sample_scene
-from newtonrewards.simulation.store import ARRAYS, clip_files, write_clip, write_index
+from newtonrewards.simulation.store import ARRAYS, clip_files, write_files, write_index
+
+PICTURES = "pictures"
 
 
 class SimulateRecipe(Config):
@@ -45,6 +50,8 @@ class SimulateRecipe(Config):
             `restitution`, ...
         caption: the phrasing that stands as the clip's caption; every phrasing stands in its `captions`.
         film: what is imperfect about the camera; the default is the perfect one.
+        tier: `fast`, or `photo`: the same clips as Blender's Cycles sees them (`simulation.photo`).
+        photo: how the photo tier draws.
         format: `folder`, three files for each clip, or `webdataset`, tars of `clips_per_tar` clips.
     """
 
@@ -59,6 +66,8 @@ class SimulateRecipe(Config):
     world: dict[str, Any] = {}
     caption: Literal["quantities", "plain", "pisa"] = "quantities"
     film: Film = Film()
+    tier: Literal["fast", "photo"] = "fast"
+    photo: Photo = Photo()
     format: Literal["folder", "webdataset"] = "folder"
     clips_per_tar: int = Field(500, ge=1)
 
@@ -100,37 +109,58 @@ def shift_of(recipe: SimulateRecipe, index: int) -> tuple[str, str]:
     return primitive, wanted[(index // len(recipe.primitives)) % len(wanted)]
 
 
-def simulate(recipe: SimulateRecipe, out: Path, workers: int, shard: Shard = WHOLE) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Made:
+    """What came of a unit: why its scenes were drawn again, and what kept it from being written, for each such clip."""
+
+    reasons: list[str]
+    problems: list[str]
+
+
+def simulate(
+    recipe: SimulateRecipe, out: Path, workers: int, shard: Shard = WHOLE, time_limit: float | None = None
+) -> dict[str, Any]:
     """Make the clips of a shard that aren't there yet; whoever finds all clips of the recipe there writes the index.
 
+    Args:
+        time_limit: seconds after which the photo tier gives up a clip; None: never.
     Returns:
-        counts: made, found, missing in other shards, by motion and shift, and why scenes were drawn again; and whether
-        a Parquet table was written.
+        counts: made, found, missing in other shards, by motion and shift, and why scenes were drawn again; whether
+        a Parquet table was written; and `problems`, a line for each clip that Blender gave no pictures of.
     Raises:
         InputError: the folder can't be written, or holds clips of another recipe.
+        MissingExtra: the photo tier isn't set up.
     """
+    if recipe.tier == "photo":
+        photo_setup.python()
     output_folder(_folder(recipe, out))
     _claim(out, recipe)
     everything = _units(recipe)
     mine = shard.of(everything)
     missing = _missing(recipe, out, mine)
     rejections: Counter[str] = Counter()
-    total = sum(map(len, missing))
-    least = {} if recipe.format == "folder" else {"least": 2, "chunk": 1}
+    problems: list[str] = []
+    total, failed = sum(map(len, missing)), 0
+    small = recipe.format == "folder" and recipe.tier == "fast"
+    least = {} if small else {"least": 2, "chunk": 1}
+    make = partial(_make, recipe, out, time_limit)
     with tqdm(total=total, desc=f"simulate {recipe.split}", unit="clip", disable=not missing) as bar:
-        for unit, reasons in zip(missing, each(partial(_make, recipe, out), missing, workers, **least), strict=True):
-            rejections.update(reasons)
+        for unit, made in zip(missing, each(make, missing, workers, **least), strict=True):
+            rejections.update(made.reasons)
+            problems += made.problems
+            failed += len(unit) if made.problems else 0
             bar.update(len(unit))
-    elsewhere = sum(map(len, _missing(recipe, out, everything)))
-    table = not elsewhere and _finish(recipe, out, everything)
+    left = sum(map(len, _missing(recipe, out, everything)))
+    table = not left and _finish(recipe, out, everything)
     kinds = [shift_of(recipe, index) for unit in mine for index in unit]
     return {
-        "made": total,
+        "made": total - failed,
         "found": len(kinds) - total,
-        "elsewhere": elsewhere,
+        "elsewhere": left - failed,
         "by_kind": dict(Counter(f"{primitive}/{shift}" for primitive, shift in kinds)),
         "drawn_again": dict(rejections),
         "table": table,
+        "problems": problems,
     }
 
 
@@ -172,20 +202,41 @@ def _missing(recipe: SimulateRecipe, out: Path, units: Sequence[range]) -> list[
     return [unit for unit in units if _file(recipe, unit) not in there]
 
 
-def _make(recipe: SimulateRecipe, out: Path, unit: range) -> list[str]:
-    """Write a unit; why its scenes were drawn again."""
+def _make(recipe: SimulateRecipe, out: Path, time_limit: float | None, unit: range) -> Made:
+    """Write a unit, unless there are no pictures of one of its clips."""
     scenes = [draw(recipe, index) for index in unit]
-    if recipe.format == "folder":
-        for scene in scenes:
-            write_clip(out, _name(scene.index), _filmed(recipe, scene), recipe.arrays)
-    else:
-        files = ((_name(s.index), clip_files(_name(s.index), _filmed(recipe, s), recipe.arrays)) for s in scenes)
+    files: list[tuple[str, dict[str, bytes]]] = []
+    problems = []
+    for scene in scenes:
+        name = _name(scene.index)
+        try:
+            files.append((name, clip_files(name, _filmed(recipe, scene, out, time_limit), recipe.arrays)))
+        except NotTaken as error:
+            problems.append(f"{name}: {error}")
+    if not problems and recipe.format == "folder":
+        write_files(out, *files[0])
+    elif not problems:
         tars.write_tar(_folder(recipe, out) / _file(recipe, unit), files)
-    return [reason for scene in scenes for reason in scene.rejections]
+        for name, _ in files:
+            _pictures(out, name).unlink(missing_ok=True)
+    return Made([reason for scene in scenes for reason in scene.rejections], problems)
 
 
-def _filmed(recipe: SimulateRecipe, scene: Scene) -> Clip:
-    return replace(film(scene, recipe.film), caption=scene.captions[recipe.caption])
+def _filmed(recipe: SimulateRecipe, scene: Scene, out: Path, time_limit: float | None) -> Clip:
+    if recipe.tier == "fast":
+        clip = film(scene, recipe.film)
+    else:
+        keep = _pictures(out, _name(scene.index)) if recipe.format == "webdataset" else None
+        clip = film(scene, recipe.film, partial(photo.photograph, settings=recipe.photo, seconds=time_limit, keep=keep))
+        assert clip.truth is not None, "the renderer gives it"
+        assets = clip.truth.assets | {"environment": scene.environment[0]}
+        clip = replace(clip, truth=replace(clip.truth, assets=assets))
+    return replace(clip, caption=scene.captions[recipe.caption])
+
+
+def _pictures(out: Path, name: str) -> Path:
+    """Where the photo tier keeps a clip's pictures until its tar is whole: a stop must not lose hours of work."""
+    return out / PICTURES / f"{name}.npz"
 
 
 def _finish(recipe: SimulateRecipe, out: Path, units: Sequence[range]) -> bool:
@@ -195,6 +246,8 @@ def _finish(recipe: SimulateRecipe, out: Path, units: Sequence[range]) -> bool:
         for path in _folder(recipe, out).iterdir():
             if tars.NAMES.fullmatch(path.name) and path.name not in wanted:
                 path.unlink()
+    with contextlib.suppress(OSError):  # none there, or those of clips that are still missing
+        (out / PICTURES).rmdir()
     return write_index(out)
 
 
@@ -215,11 +268,12 @@ def _claim(out: Path, recipe: SimulateRecipe) -> None:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="newtonrewards simulate", description=__doc__)
-    actions = p.add_subparsers(dest="action", metavar="inspect")
+    actions = p.add_subparsers(dest="action", metavar="inspect | set-up-photo")
     look = actions.add_parser("inspect", help="read all clips of a folder: counts, ranges, checksum, contact sheet")
     look.add_argument("folder", type=Path, help="what `simulate --out` wrote, whole or not")
     look.add_argument("--sheet", type=Path, help="PNG file (default: contact_sheet.png in the folder)")
     look.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
+    actions.add_parser("set-up-photo", help="install Blender for the photo tier, apart from everything else (1 GB)")
     p.add_argument("--out", type=Path, help="folder to write; run again to fill what is missing")
     p.add_argument("--recipe", type=Path, help="YAML file with the options below; options given here win")
     p.add_argument("--num-clips", type=int, help="number of clips (default 100); the five motions take turns")
@@ -247,6 +301,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="change any value of the recipe, as world.size_px=256, world.camera_yaw_deg=[-15,15], film.shake=0.01",
     )
+    p.add_argument("--tier", choices=("fast", "photo"), help="photo: as Blender's Cycles sees it, after set-up-photo")
+    p.add_argument("--time-limit", type=float, metavar="SECONDS", help="after which the photo tier gives up a clip")
     add_shard_option(p, "clip or tar")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     return p
@@ -255,15 +311,21 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     command = parser()
     arguments = vars(command.parse_args(argv))
-    if arguments.pop("action") == "inspect":
+    action = arguments.pop("action")
+    if action == "inspect":
         return inspection.run(arguments["folder"], arguments["sheet"], arguments["workers"])
-    out, path, workers, shard, changes = (arguments.pop(key) for key in ("out", "recipe", "workers", "shard", "set"))
+    if action == "set-up-photo":
+        print(f"{photo_setup.set_up()}: Blender is there. newtonrewards simulate --tier photo ... uses it.")
+        return 0
+    out, path, workers, shard, changes, limit = (
+        arguments.pop(key) for key in ("out", "recipe", "workers", "shard", "set", "time_limit")
+    )
     if out is None:
         command.error("the following arguments are required: --out")
     given = {key: value for key, value in arguments.items() if value is not None}
     base = load(SimulateRecipe, path).model_dump() if path else {}
     recipe = validate(SimulateRecipe, changed(base | given, changes), where=str(path or "command line"))
-    counts = simulate(recipe, out, workers, of_this_process(shard))
+    counts = simulate(recipe, out, workers, of_this_process(shard), limit)
     print(f"{out}: {counts['made']} clips made, {counts['found']} were there. {_listing(counts['by_kind'])}")
     if counts["elsewhere"]:
         print(f"{counts['elsewhere']} clips of other shards are still to come; the last one writes the index.")
@@ -271,7 +333,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"drawn again: {_listing(counts['drawn_again'])}")
     if recipe.format == "webdataset" and not counts["elsewhere"] and not counts["table"]:
         print("no index.parquet without pyarrow: pip install 'newtonrewards[parquet]', then run this again")
-    return 0
+    for problem in counts["problems"]:
+        print(f"no pictures of {problem}", file=sys.stderr)
+    return 1 if counts["problems"] else 0
 
 
 def _listing(counts: dict[str, int]) -> str:

@@ -12,7 +12,7 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,9 @@ NO_ROW = ("flow", "depth", "bystanders")  # in the arrays, or written in another
 AGAIN = "Delete the clip's row or its tar and run the same `simulate` again."
 
 
-def write_clip(folder: Path, name: str, clip: Clip, arrays: tuple[str, ...] = ARRAYS) -> None:
-    """Write one simulated clip; whole, or not visible to a reader."""
-    for suffix, content in clip_files(name, clip, arrays).items():
+def write_files(folder: Path, name: str, files: Mapping[str, bytes]) -> None:
+    """Write what `clip_files` gives: one simulated clip, whole, or not visible to a reader."""
+    for suffix, content in files.items():
         write_atomic(folder / "clips" / f"{name}.{suffix}", content, durable=suffix == "json")
 
 
