@@ -39,12 +39,12 @@ from newtonrewards.simulation.scene import Scene, Wedge
 Array = NDArray[np.float64]
 Box = tuple[int, int, int, int]  # columns from, to, rows from, to
 FEATHER = 0.03  # width of the soft edge, frame heights
-TINTED = 0.5
+TINTED = 0.5  # how far the colours of what stands still are drawn to those of wood and plaster
 APERTURE = 0.12  # m: a background a little out of focus
-SUN = 0.1  # rad, width of the lamp: shadows as soft as the fast tier's
+SUN = 0.1  # rad, width of the lamp: a window
 REACH = 8.0  # m to each side that floor and wall go on
 BLENDER = np.array([[1.0, 0, 0], [0, 0, 1], [0, 1, 0]])  # our x, y, z (up, away) as Blender's
-WINDOW = (1.0, 0.96, 0.9)
+WARM = (1.0, 0.96, 0.9)
 
 
 class Photo(Config):
@@ -100,7 +100,7 @@ def _photograph(
     with tempfile.TemporaryDirectory(prefix="newtonrewards-photo-") as name:
         folder = Path(name)
         borders = describe(scene, folder, chosen, settings)
-        _run([str(python), "-P", str(Path(__file__).with_name("blender.py")), name], seconds)
+        _run([str(python), "-I", str(Path(__file__).with_name("blender.py")), name], seconds)
         pictures = [_picture(folder / f"{number:04d}.png") for number in range(len(borders))]
         return composed(_picture(folder / "background.png"), pictures, borders)
 
@@ -191,7 +191,7 @@ def describe(scene: Scene, folder: Path, chosen: NDArray[np.int64] | None, setti
             "aperture": APERTURE,
         },
         "environment": {"name": scene.environment[0], "turn": scene.environment[1], "strength": 0.45},
-        "sun": {"pose": _sun_pose(scene).tolist(), "angle": SUN, "strength": 2.6, "colour": WINDOW},
+        "sun": {"pose": _sun_pose(scene).tolist(), "angle": SUN, "strength": 2.6, "colour": WARM},
         "bodies": bodies,
         "stills": stills,
         "borders": chosen_boxes,

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from newtonrewards.core.errors import MissingExtra
-from newtonrewards.core.run import write_atomic
+from newtonrewards.core.errors import InputError, MissingExtra
+from newtonrewards.core.run import output_folder, write_atomic
 
 BPY = "5.0.1"
 VERSION = "3.11"  # of Python: the only one that this bpy has a wheel for
@@ -45,17 +45,19 @@ def set_up() -> Path:
 
     Raises:
         MissingExtra: no Python of that version, or pip failed; its last line says why.
+        InputError: the folder holds something else.
     """
     folder = home()
     if (folder / "whole").is_file():
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _step([_interpreter(), "-m", "venv", str(folder)], "making its environment failed")
+    output_folder(folder)
+    if any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
+        raise InputError("holds something else", where=folder, fix="Name an empty folder in NEWTONREWARDS_BLENDER.")
+    _step([_interpreter(), "-m", "venv", "--clear", str(folder)], "making its environment failed")
     inside = str(folder / "bin" / "python")
-    pip = [inside, "-m", "pip", "install", "--disable-pip-version-check", "--only-binary", ":all:"]
+    pip = [inside, "-I", "-m", "pip", "install", "--disable-pip-version-check", "--only-binary", ":all:"]
     _step([*pip, f"bpy=={BPY}"], "installing bpy failed")
-    _step([inside, "-c", CHECK.format(BPY)], "bpy doesn't start here")
+    _step([inside, "-I", "-c", CHECK.format(BPY)], "bpy doesn't start here")
     write_atomic(folder / "whole", f"bpy {BPY}\n")
     return folder
 
@@ -66,14 +68,13 @@ def _interpreter() -> str:
         return sys.executable
     found = shutil.which(f"python{VERSION}")
     if found is None:
-        raise MissingExtra(
-            f"bpy {BPY} needs Python {VERSION}", where="PATH", fix=f"Install Python {VERSION} beside it."
-        )
+        raise MissingExtra(f"bpy {BPY} needs Python {VERSION}", fix=f"Put a python{VERSION} into the PATH.")
     return found
 
 
 def _step(command: list[str], failing: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    """Run a command, whose progress is seen and whose last complaint is told."""
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
     if done.returncode:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["no reason given"]
-        raise MissingExtra(f"{failing} ({said[-1][:200]})", where=home(), fix="Then run the same command again.")
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise MissingExtra(f"{failing} ({said[-1][:200]})", where=home(), fix="Mend that, then run the same again.")

@@ -77,6 +77,8 @@ class SimulateRecipe(Config):
         unknown = [name for name in self.primitives if name not in known]
         if unknown or not self.primitives:
             raise ValueError(f"primitives {unknown} are unknown, choose from {', '.join(known)}")
+        if self.tier == "fast" and self.photo != Photo():
+            raise ValueError("`photo` is how the photo tier draws, set tier: photo with it")
         return self
 
 
@@ -325,6 +327,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = {key: value for key, value in arguments.items() if value is not None}
     base = load(SimulateRecipe, path).model_dump() if path else {}
     recipe = validate(SimulateRecipe, changed(base | given, changes), where=str(path or "command line"))
+    if limit is not None and recipe.tier == "fast":
+        command.error("--time-limit is for --tier photo")
     counts = simulate(recipe, out, workers, of_this_process(shard), limit)
     print(f"{out}: {counts['made']} clips made, {counts['found']} were there. {_listing(counts['by_kind'])}")
     if counts["elsewhere"]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from newtonrewards.core.errors import MissingExtra
+from newtonrewards.core.errors import InputError, MissingExtra
 from newtonrewards.simulation import photo, photo_setup
 from newtonrewards.simulation import simulate as command
 from newtonrewards.simulation.looks import Surface
@@ -133,6 +133,18 @@ def test_without_blender_one_line_says_how_to_get_it(
     with pytest.raises(SystemExit):
         command.main([*words[1:], "--help"])
     assert "set-up-photo" in capsys.readouterr().out
+
+
+def test_setting_up_takes_no_folder_of_others_and_says_why_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEWTONREWARDS_BLENDER", str(tmp_path))
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="something else"):
+        photo_setup.set_up()
+    assert (tmp_path / "thesis.tex").is_file()
+    with pytest.raises(MissingExtra, match=r"installing bpy failed \(no such wheel\)"):
+        photo_setup._step([sys.executable, "-c", "import sys; sys.exit('no such wheel')"], "installing bpy failed")
 
 
 STAND_IN = """#!{python}

@@ -72,6 +72,8 @@ def test_options_of_world_and_camera_reach_the_clips(tmp_path: Path) -> None:
         ({"world": {"camera_yaw_deg": "wide"}}, "camera_yaw_deg"),
         ({"film": {"shaking": 0.1}}, "shake"),
         ({"primitives": ["fall"]}, "roll_down"),
+        ({"photo": {"samples": 4}}, "tier: photo"),
+        ({"tier": "photographic"}, "fast"),
         ({"ranges": "/nowhere/ranges.yaml"}, "ranges.yaml"),
     ],
 )
