@@ -1,10 +1,11 @@
 """What a shaking, blurring camera does to a clip, and that its truth goes with it."""
 
 import numpy as np
+import pytest
 import torch
 
 from newtonrewards.simulation.film import Film, film
-from newtonrewards.simulation.render import render
+from newtonrewards.simulation.render import pictures, render
 from newtonrewards.simulation.scene import sample_scene
 
 
@@ -30,3 +31,12 @@ def test_a_shaking_camera_zooms_in_and_says_by_how_much() -> None:
     zoom = still.metres_per_height / shaken.metres_per_height
     assert 1.0 < zoom < 1.2
     np.testing.assert_allclose(shaken.acceleration, zoom * still.acceleration, rtol=1e-5)
+
+
+@pytest.mark.parametrize("camera", [Film(), Film(shutter=0.5), Film(shake=0.01)])
+def test_frames_that_another_renderer_took_go_through_the_same_camera(camera: Film) -> None:
+    scene = sample_scene(3, 1)
+    ours = film(scene, camera)
+    theirs = film(scene, camera, lambda seen, chosen: pictures(seen, chosen)[0] * 0.5)
+    assert ours.masks is not None and theirs.masks is not None and torch.equal(ours.masks, theirs.masks)
+    assert torch.allclose(theirs.frames, ours.frames * 0.5, atol=2 / 255)
