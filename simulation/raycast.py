@@ -20,7 +20,7 @@ from newtonrewards.simulation.shapes import AMBIENT, HIT, local, object_mix, obj
 
 # First digits of the sha256 of backdrop.py and shapes.py, in this order: numba's cache of this file doesn't see changes
 # there, and would go on drawing with the old ones. A test says what to write here.
-COMPILED_WITH = "3a5ba5e3"
+COMPILED_WITH = "5d9f4bd2"
 TILE = 4  # pixels to a side
 FULL, QUARTER, HALF = np.float32(255), np.float32(4), np.float32(2)
 

@@ -82,8 +82,8 @@ def local(x, y, z, ct, st, cy, sy):
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True, error_model="numpy")
-def passes(ox, oy, oz, ux, uy, uz, hx, hy, hz, room):
-    """Whether a line stays more than `room` away from a box, all along the box's axes; may say no where it does."""
+def entry(ox, oy, oz, ux, uy, uz, hx, hy, hz, room):
+    """Distance at which a line enters a box with `room` around it, infinity where it passes; along the box's axes."""
     hx, hy, hz = max(hx, hz) + room, hy + room, max(hx, hz) + room
     ax, bx, ay, by, az, bz = (
         (-hx - ox) / ux,
@@ -94,7 +94,7 @@ def passes(ox, oy, oz, ux, uy, uz, hx, hy, hz, room):
         (hz - oz) / uz,
     )
     near = max(min(ax, bx), min(ay, by), min(az, bz))
-    return near > min(max(ax, bx), max(ay, by), max(az, bz)) + 1e-9
+    return np.inf if near > min(max(ax, bx), max(ay, by), max(az, bz)) + 1e-9 else near
 
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
@@ -114,7 +114,7 @@ def object_shadow(ox, oy, oz, lx, ly, lz, kind, hx, hy, hz, bound, ct, st, cyaw,
     kx, ky, kz = local(ox, oy, oz, ct, st, cyaw, syaw)
     vx, vy, vz = local(lx, ly, lz, ct, st, cyaw, syaw)
     # lit is 1 where the ray stays farther than t / 9; a hexagon's distance is up to 1 / .866 times too short
-    if passes(kx, ky, kz, vx, vy, vz, hx, hy, hz, 0.01 + 1.2 * (along + reach) / 9):
+    if entry(kx, ky, kz, vx, vy, vz, hx, hy, hz, 0.01 + 1.2 * (along + reach) / 9) == np.inf:
         return 1.0
     t, lit = max(0.01, along - reach), 1.0
     for _ in range(TRACE_STEPS):
@@ -139,12 +139,14 @@ def strike(ox, oy, oz, ux, uy, uz, kind, hx, hy, hz, bound, ct, st, cyaw, syaw):
         return np.inf
     kx, ky, kz = local(ox, oy, oz, ct, st, cyaw, syaw)
     vx, vy, vz = local(ux, uy, uz, ct, st, cyaw, syaw)
-    if kind != 0 and passes(kx, ky, kz, vx, vy, vz, hx, hy, hz, 2 * HIT):
+    if kind == 0:
+        return along - math.sqrt(hx * hx - miss) if miss < hx * hx else np.inf
+    t = entry(kx, ky, kz, vx, vy, vz, hx, hy, hz, 0.0)
+    if t == np.inf:
         return np.inf
-    t = along - bound
+    t = max(t, along - bound)
     for _ in range(TRACE_STEPS):
-        x, y, z = local(ox + t * ux, oy + t * uy, oz + t * uz, ct, st, cyaw, syaw)
-        d = sdf(kind, x, y, z, hx, hy, hz)
+        d = sdf(kind, kx + t * vx, ky + t * vy, kz + t * vz, hx, hy, hz)
         if d < HIT:
             return t
         t += d

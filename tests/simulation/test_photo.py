@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import ConvexHull
 
 from newtonrewards.core.errors import InputError, MissingExtra
 from newtonrewards.simulation import photo, photo_setup
@@ -212,6 +213,24 @@ def test_a_clip_on_which_blender_fails_is_named_the_rest_goes_on_and_a_restart_m
     assert torch.allclose(clip.masks, drawn.masks, atol=1 / 254) and clip.truth.flow is not None
     assert clip.truth.assets["environment"] in default_ranges().assets["train"].environments
     assert clip.frames.shape == drawn.frames.shape and not torch.equal(clip.frames, drawn.frames)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_masks_are_the_silhouettes_of_the_meshes(split: str) -> None:
+    size = 96
+    grid = (np.arange(2 * size) + 0.5) / (2 * size)
+    x, y = np.meshgrid(grid, grid)
+    for index in range(10):
+        scene = sample_scene(9, index, split=split, ranges=world(size_px=size))
+        mask, pose = render(scene).masks, all_poses(scene)[0][5]
+        assert mask is not None
+        outline = scene.camera.to_image(mesh(scene.shape, scene.half_size).vertices @ pose[:3, :3].T + pose[:3, 3])
+        sides = ConvexHull(outline).equations
+        inside = (np.tensordot(sides, np.stack([x, y, np.ones_like(x)]), 1) < 0).all(0)
+        exact = torch.from_numpy(inside.reshape(size, 2, size, 2).mean((1, 3)))
+        lacking, beyond = ((a - b).clamp(min=0).sum() / exact.sum() for a, b in ((exact, mask[5]), (mask[5], exact)))
+        assert lacking < 0.004, "no side is lost to rays that graze it"
+        assert beyond < 0.05, "a millimetre around it may cover one more row of samples"
 
 
 # ---- with Blender ---------------------------------------------------------------------------------------------------

@@ -215,18 +215,18 @@ def test_what_is_off_by_default_changes_nothing_else_of_a_scene() -> None:
 
 # Seed 3: caption, mean of all pixels, end of the track, sum of the masks: the world of the shipped weights.
 DEFAULT_WORLD = {
-    ("train", 0): ("an object falls, view 4.05 m", 0.478478, (0.67863, 0.86832), 1306.75),
+    ("train", 0): ("an object falls, view 4.05 m", 0.478470, (0.67863, 0.86832), 1310),
     ("train", 1): (
-        "an object is thrown left at 1.25 m/s, floor friction 0.48, view 3.97 m", 0.494668, (0.65284, 0.84212), 2846.5),
+        "an object is thrown left at 1.25 m/s, floor friction 0.48, view 3.97 m", 0.494668, (0.65284, 0.84212), 2857),
     ("train", 2): (
         "an object is thrown right and up 62 degrees at 2.62 m/s, floor friction 0.49, view 3.90 m",
-        0.378568, (0.37679, 0.85457), 2184.0),
+        0.378584, (0.37679, 0.85457), 2196.75),
     ("train", 3): (
         "an object slides down a ramp of 31 degrees to the left, friction 0.13, view 3.94 m",
-        0.475485, (0.38621, 0.68724), 1128.25),
+        0.475455, (0.38621, 0.68724), 1146),
     ("test", 4): (
         "an object slides up a ramp of 19 degrees to the right at 2.97 m/s, friction 0.08, view 3.83 m",
-        0.480073, (0.45153, 0.74288), 1107.5),
+        0.480076, (0.45153, 0.74288), 1107.75),
 }  # fmt: skip
 
 
