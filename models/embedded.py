@@ -208,6 +208,7 @@ class EmbeddedModel:
         _load_module(model.transformer, path / "transformer" / "diffusion_pytorch_model.safetensors")
         _load_module(model.text_encoder, path / "text_encoder" / "model.safetensors")
         model.train_text_encoder = train_text_encoder
+        model.text_encoder.requires_grad_(train_text_encoder)
         return model
 
     def _tokens(self, captions: Sequence[str]) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:

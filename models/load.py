@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers.training_utils import cast_training_params
 from pydantic import Field, field_validator, model_validator
 
 from newtonrewards.core.errors import CheckpointError
@@ -52,7 +53,8 @@ class ModelConfig(Config):
         num_frames, height, width: clip size of a pipeline; null is what its family was trained at.
         fps: frames per second of physical time, for a pipeline; null is its family's.
         negative_caption: what guidance leads away from, for a pipeline.
-        dtype: of the weights in memory, for a pipeline.
+        dtype: of the weights that don't train, for a pipeline. Those that do are float32: an update is smaller than
+            what bfloat16 can tell apart.
         gradient_checkpointing: recompute the transformer block by block in the backward pass, for a pipeline.
         embeddings: folder where encoded captions and first frames are kept; training computes them once for all clips
             and then frees the pipeline's text and image encoders.
@@ -133,6 +135,7 @@ def load_video_model(config: ModelConfig, *, read: Callable[..., Any] | None = N
         lora.add(
             model, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets, seed=config.lora_seed
         )
+    cast_training_params(list(model.trainable.values()), torch.float32)
     return model
 
 

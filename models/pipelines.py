@@ -100,6 +100,14 @@ class PipelineModel(ABC):
         given: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width, "fps": fps}
         self.spec = self._spec(replace(self.size, **{key: value for key, value in given.items() if value is not None}))
         self.scheduler = self.schedule()
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """What never trains takes no gradient: the reward's goes through the autoencoder, not into its weights."""
+        trained = {id(module) for module in self.trainable.values()}
+        for part in self.pipeline.components.values():
+            if isinstance(part, nn.Module) and id(part) not in trained:
+                part.requires_grad_(False)
 
     @classmethod
     def load(
@@ -114,7 +122,8 @@ class PipelineModel(ABC):
         """Read a pipeline folder; nothing is downloaded.
 
         Args:
-            dtype: of transformer and encoders; the autoencoder stays in float32.
+            dtype: of transformer and encoders; the autoencoder stays in float32, and so does what trains: see
+                `models.load`.
             gradient_checkpointing: recompute block by block in the backward pass.
             read: gives the pipeline of a folder; null reads it whole, `models.outline.outline` reads no weights.
             options: size and negative caption; see the class and `ModelConfig`.

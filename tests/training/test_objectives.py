@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+import importlib
+from pathlib import Path
 
-from newtonrewards.models.load import load_video_model
+import pytest
+import torch
+from torch import nn
+
+from newtonrewards.core.recipe import validate
+from newtonrewards.models.load import FAMILIES, ModelConfig, load_video_model
 from newtonrewards.rewards.reward import Reward
 from newtonrewards.simulation.store import ClipFolder
 from newtonrewards.training.batches import Batches
+from newtonrewards.training.methods.base import block_classes
 from newtonrewards.training.methods.reward import RewardObjective, RewardStage
 from newtonrewards.training.methods.sft import SftObjective, SftStage
 from newtonrewards.training.recipe import TrainRecipe
@@ -71,3 +78,21 @@ def test_a_sample_has_the_same_loss_in_any_batch(recipe: TrainRecipe) -> None:
     whole = objective(batch).loss
     parts = torch.cat([objective(batch.part(i, i + 1)).loss for i in range(4)])
     assert torch.allclose(whole, parts, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_trains_is_float32_and_in_blocks_and_nothing_else_takes_a_gradient(name: str, tmp_path: Path) -> None:
+    assert importlib.import_module(f"newtonrewards.models.tiny_{name}").main(["--out", str(tmp_path / "tiny")]) == 0
+    size = {"num_frames": 9, "height": 64, "width": 64}
+    config = {"name": name, "path": str(tmp_path / "tiny"), "lora_rank": 2, "dtype": "bfloat16", **size}
+    model = load_video_model(validate(ModelConfig, config, where="test"))
+    (transformer,) = model.trainable.values()
+    trains = {key for key, p in transformer.named_parameters() if p.requires_grad}
+    assert trains and all("lora" in key for key in trains)
+    types = [{p.dtype for key, p in transformer.named_parameters() if (key in trains) == wanted} for wanted in (1, 0)]
+    assert types[0] == {torch.float32} and torch.bfloat16 in types[1]
+    parts = [part for part in model.pipeline.components.values() if isinstance(part, nn.Module)]  # type: ignore[attr-defined]
+    others = [p for part in parts if part is not transformer for p in part.parameters()]
+    assert others and not any(p.requires_grad for p in others)
+    classes = {type(module).__name__ for module in transformer.modules()}
+    assert block_classes(transformer) and set(block_classes(transformer)) <= classes  # which FSDP would look for

@@ -102,10 +102,8 @@ class Objective(nn.Module):
         self.reward_scale = 1.0
         self.units: Mapping[str, str] = {}
         self.bf16 = False
-        # FSDP cuts block by block; under this name diffusers and transformers say which classes are blocks.
-        self._no_split_modules = sorted(
-            {name for module in model.trainable.values() for name in getattr(module, "_no_split_modules", None) or ()}
-        )
+        # FSDP cuts block by block; under this name it looks for which classes are blocks.
+        self._no_split_modules = sorted({name for module in model.trainable.values() for name in block_classes(module)})
 
     @classmethod
     def build(
@@ -189,3 +187,12 @@ class Objective(nn.Module):
     def kl(self, at: NoisedBatch) -> Float[Tensor, "B"]:
         """Distance of each prediction to the reference's: the anchor to where training began."""
         return reference_distance(self.model, at.clean, at.noise, at.sigma, at.condition)
+
+
+def block_classes(module: nn.Module) -> Sequence[str]:
+    """Names of the classes of a network's repeated blocks, as diffusers and transformers tell them, each in its way."""
+    for told in ("_no_split_modules", "_repeated_blocks"):
+        names: Sequence[str] = getattr(module, told, None) or ()
+        if names:
+            return names
+    return ()
