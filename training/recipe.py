@@ -40,6 +40,8 @@ class TrainRecipe(Config):
     Attributes:
         seed: all random numbers are functions of it, the step and the sample.
         precision: `fp32`, or `bf16` autocast of the trained model (frozen networks stay in float32).
+        compile: torch.compile of the trained network's blocks. The first step of a stage takes a minute more; numbers
+            change in their last digits.
         ema: decay of the averaged weights that the run exports; null exports the last weights.
         samples: clips to look at while it trains.
         trackers: accelerate's trackers; the same numbers are always in metrics.jsonl.
@@ -50,6 +52,7 @@ class TrainRecipe(Config):
     data: DataConfig
     stages: tuple[Stage, ...] = Field(min_length=1)
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     ema: float | None = Field(None, gt=0, lt=1)
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()

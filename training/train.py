@@ -21,7 +21,7 @@ from newtonrewards.models.pipelines import PipelineModel
 from newtonrewards.simulation.layouts import open_clips
 from newtonrewards.training import checkpoint
 from newtonrewards.training.batches import Batches, ClipDataset
-from newtonrewards.training.methods.base import Objective
+from newtonrewards.training.methods.base import Objective, block_classes
 from newtonrewards.training.methods.registry import METHODS, Stage
 from newtonrewards.training.plan import show_plan
 from newtonrewards.training.recipe import TrainRecipe
@@ -99,7 +99,19 @@ def _model(recipe: TrainRecipe, dataset: ClipDataset, process: PartialState) -> 
     model = load_video_model(recipe.model).to(process.device)
     if isinstance(model, PipelineModel) and model.embeddings is not None:
         _encode_once(model, dataset, process)
+    if recipe.compile:
+        _compile_blocks(model)
     return model
+
+
+def _compile_blocks(model: VideoModel) -> None:
+    """In place, so that names stay and the hooks of a strategy run; block by block, since blocks share what was
+    compiled."""
+    for module in model.trainable.values():
+        blocks = block_classes(module)
+        for block in module.modules():
+            if type(block).__name__ in blocks:
+                block.compile()
 
 
 def _encode_once(model: PipelineModel, dataset: ClipDataset, process: PartialState) -> None:
