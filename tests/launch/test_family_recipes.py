@@ -11,14 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from transformers import Dinov2Config, Dinov2Model, VJEPA2Config, VJEPA2Model
+from transformers import (
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    Dinov2Model,
+    DPTImageProcessor,
+    VJEPA2Config,
+    VJEPA2Model,
+)
 
 from newtonrewards.core.recipe import load
 from newtonrewards.core.run import read_jsonl
 from newtonrewards.core.video import read_clip
 from newtonrewards.models import generate
+from newtonrewards.models.codec import PatchCodec
+from newtonrewards.models.embedded import EmbeddedConfig, EmbeddedModel
 from newtonrewards.models.load import FAMILIES
 from newtonrewards.simulation.simulate import SimulateRecipe, simulate
+from newtonrewards.simulation.store import ClipFolder
 from newtonrewards.training import train
 from newtonrewards.training.methods.reward import RewardStage
 from newtonrewards.training.recipe import TrainRecipe
@@ -30,7 +41,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four simulated clips, and tiny encoders of the two kinds that the recipes name."""
+    """Four simulated clips, and tiny networks of the kinds that the recipes name."""
     folder = tmp_path_factory.mktemp("world")
     simulate(SimulateRecipe(num_clips=4, seed=4, arrays=("masks",)), folder / "clips", workers=1)
     with torch.random.fork_rng(devices=[]):
@@ -48,7 +59,31 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pred_num_hidden_layers=1,
         )
         VJEPA2Model(video).save_pretrained(folder / "vjepa2")
+        depth = DepthAnythingConfig(
+            backbone_config=Dinov2Config(
+                **SMALL, image_size=56, patch_size=14, out_indices=[1, 2], reshape_hidden_states=False
+            ),
+            reassemble_hidden_size=24,
+            reassemble_factors=[1, 0.5],
+            neck_hidden_sizes=[8, 12],
+            fusion_hidden_size=8,
+            head_hidden_size=8,
+            initializer_range=0.3,
+        )
+        network = DepthAnythingForDepthEstimation(depth)
+        torch.nn.init.constant_(network.head.conv3.bias, 1.0)  # a ReLU follows, which may be dead in a random network
+        network.save_pretrained(folder / "depth")
+    DPTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder / "depth")
     return folder
+
+
+@pytest.fixture(scope="module")
+def embedded(world: Path) -> Path:
+    dataset = ClipFolder(world / "clips")
+    codec = PatchCodec.fit((dataset[i].frames for i in range(len(dataset))), components=24)
+    small = EmbeddedConfig(num_heads=2, head_dim=16, num_layers=1, ffn_dim=32, freq_dim=16, text_dim=16, text_layers=1)
+    EmbeddedModel.create(small, codec, seed=3).save(world / "embedded")
+    return world / "embedded"
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +141,26 @@ def test_three_steps_and_a_clip_of_the_trained_adapter(name: str, world: Path, t
     (row,) = read_jsonl(run / "c" / "index.jsonl")
     assert read_clip(run / "c" / f"{row['name']}.mp4").frames.shape == (17, 3, 64, 64)
     assert json.loads((tmp_path / "tiny" / "model_index.json").read_text())["_class_name"] in FAMILIES[name].pipelines
+
+
+@pytest.mark.parametrize("pixel_range", ["right", "published"])
+def test_depth_is_imitated_in_either_range(pixel_range: str, world: Path, embedded: Path, tmp_path: Path) -> None:
+    small = {
+        "model.path": embedded,
+        "model.lora_rank": 2,
+        "data.clips": world / "clips",
+        "stages.0.steps": 1,
+        "stages.0.batch_size": 2,
+        "stages.0.sampling.num_inference_steps": 2,
+        "stages.0.reward.flow.num_flow_updates": 1,
+        "stages.0.reward.flow.upsample": 1,
+        "stages.0.reward.depth.name": world / "depth",
+        "stages.0.reward.terms.imitation/depth.pixel_range": pixel_range,
+    }
+    overrides = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    recipe = RECIPES / "methods" / "oro_depth.yaml"
+    assert train.main(["--recipe", str(recipe), "--out", str(tmp_path / "run"), *overrides]) == 0
+    (row,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert row["raw/imitation/depth"] > 0 and row["grad_norm"] > 0
+    perfect = row["floor/imitation/depth"]  # what a perfect clip costs
+    assert perfect == 0 if pixel_range == "right" else perfect > 0
