@@ -4,7 +4,8 @@
 
 Each gradient is drawn several times from other noise, with the model and the reward of the recipes in
 launch/recipes/methods. The cosine of two such draws is the share of signal in them: near 0 they have nothing in common,
-and (1 - c) / c of them must be averaged to come within 45 degrees of the gradient that they estimate.
+and (1 - c) / c of them must be averaged to come within 45 degrees of the gradient that they estimate. The policy's
+last step is deterministic, so that it never sees what the weights do there; hence the reward's gradient in two parts.
 """
 
 from __future__ import annotations
@@ -84,7 +85,10 @@ def main() -> None:
     batch = Batches(ClipFolder(a.clips), of_grpo.seed).at(0, PROMPTS)
     steps = policy.rollout.num_inference_steps
     alone: dict[str, Any] = {"anchor_weight": 0.0, "reward_every": 1}
-    full = stage.sampling.model_copy(update={"num_inference_steps": steps, "grad_steps": "full"})
+    chain = {
+        where: stage.sampling.model_copy(update={"num_inference_steps": steps, "grad_steps": where})
+        for where in ("full", 1)
+    }
 
     def drawn(objective: Objective) -> list[tuple[Tensor, float]]:
         return [gradient(objective, batch, draw) for draw in range(a.draws)]
@@ -95,9 +99,19 @@ def main() -> None:
         )
         return lambda: drawn(GrpoObjective(model, changed, 0, reward))
 
-    own = drawn(RewardObjective(model, stage.model_copy(update={**alone, "sampling": full}), 0, reward))
+    own, last = (
+        drawn(RewardObjective(model, stage.model_copy(update={**alone, "sampling": sampling}), 0, reward))
+        for sampling in chain.values()
+    )
     right = torch.stack([each for each, _ in own]).mean(0)
-    rows = [row("of the reward, full chain", PROMPTS, own, right)]
+    before = [(whole - end, seconds) for (whole, seconds), (end, _) in zip(own, last, strict=True)]
+    named = {
+        "of the reward, full chain": own,
+        "its part in the last step": last,
+        "its part in the steps before": before,
+    }
+    rows = [row(name, PROMPTS, draws, right) for name, draws in named.items()]
+    print(*rows, sep="\n", flush=True)
     clips = PROMPTS * policy.group_size
     for name, draws in (("policy, as in `grpo.yaml`", of()), ("policy, `noise_level` .3", of(noise_level=0.3))):
         rows.append(row(name, clips, draws(), right))

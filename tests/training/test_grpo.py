@@ -18,6 +18,7 @@ from newtonrewards.core.run import read_jsonl
 from newtonrewards.models import lora
 from newtonrewards.models.base import Condition, VideoSpec, draw_noise
 from newtonrewards.models.load import load_video_model
+from newtonrewards.models.sampling import sample
 from newtonrewards.models.sde import SdeSampling, sample_sde
 from newtonrewards.rewards.reward import Reward, RewardConfig, TermConfig
 from newtonrewards.simulation.store import ClipFolder
@@ -262,6 +263,26 @@ def test_a_reward_without_gradient_rises(terms: str) -> None:
         optimiser.zero_grad()
     assert model.transformer.weight.item() < -0.5
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 15  # of 255 steps of brightness
+
+
+@pytest.mark.slow
+def test_the_gradient_is_the_reward_s_own_through_all_steps_but_the_last(content: dict[str, Any], terms: str) -> None:
+    """Of a network, by brightness, whose own gradient is known; the last step is deterministic and no policy's."""
+    reward = {"flow": {"num_flow_updates": 1, "upsample": 1}, "terms": {f"{terms}:bright": {}}}
+    objective = objective_of(with_stage(content, stage(reward=reward, group_size=32)))
+    model, batch = objective.model, Batches(ClipFolder(Path(content["data"]["clips"])), 5).at(0, 2)
+    adapter = [p for name, p in objective.named_parameters() if "lora_B" in name]  # A has no gradient while B is 0
+
+    def own(grad_steps: int) -> Tensor:
+        many = batch.repeated(8)
+        condition, noise = model.condition(many.captions, many.frames[:, 0]), draw_noise(model.spec, 1, 0, range(16))
+        latents = sample(model, condition, noise, num_inference_steps=3, guidance_scale=1.0, grad_steps=grad_steps)
+        bright = model.decode(latents, condition)[:, -8:].mean()
+        return torch.cat([each.flatten() for each in torch.autograd.grad(bright, adapter)])
+
+    losses = [objective(work, 0).loss.mean() for work in objective(batch, 0, prepare=True)[0]]
+    policy = torch.cat([each.flatten() for each in torch.autograd.grad(sum(losses, torch.zeros(())), adapter)])
+    assert torch.nn.functional.cosine_similarity(policy, own(3) - own(1), 0) > 0.5  # measured: .77
 
 
 def test_a_reward_without_gradient_is_refused_by_the_method_that_needs_one(content: dict[str, Any], terms: str) -> None:
