@@ -9,17 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from transformers import (
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    Dinov2Config,
-    Dinov2Model,
-    DPTImageProcessor,
-    VJEPA2Config,
-    VJEPA2Model,
-)
 
 from newtonrewards.core.recipe import load
 from newtonrewards.core.run import read_jsonl
@@ -35,45 +25,14 @@ from newtonrewards.training.methods.reward import RewardStage
 from newtonrewards.training.recipe import TrainRecipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
-SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 STEPS = 3
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four simulated clips, and tiny networks of the kinds that the recipes name."""
+    """Four simulated clips."""
     folder = tmp_path_factory.mktemp("world")
     simulate(SimulateRecipe(num_clips=4, seed=4, arrays=("masks",)), folder / "clips", workers=1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        Dinov2Model(Dinov2Config(**SMALL, image_size=56, patch_size=14)).save_pretrained(folder / "dino")
-        video = VJEPA2Config(
-            **SMALL,
-            crop_size=32,
-            patch_size=16,
-            frames_per_clip=4,
-            tubelet_size=2,
-            mlp_ratio=2,
-            pred_hidden_size=24,
-            pred_num_attention_heads=2,
-            pred_num_hidden_layers=1,
-        )
-        VJEPA2Model(video).save_pretrained(folder / "vjepa2")
-        depth = DepthAnythingConfig(
-            backbone_config=Dinov2Config(
-                **SMALL, image_size=56, patch_size=14, out_indices=[1, 2], reshape_hidden_states=False
-            ),
-            reassemble_hidden_size=24,
-            reassemble_factors=[1, 0.5],
-            neck_hidden_sizes=[8, 12],
-            fusion_hidden_size=8,
-            head_hidden_size=8,
-            initializer_range=0.3,
-        )
-        network = DepthAnythingForDepthEstimation(depth)
-        torch.nn.init.constant_(network.head.conv3.bias, 1.0)  # a ReLU follows, which may be dead in a random network
-        network.save_pretrained(folder / "depth")
-    DPTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder / "depth")
     return folder
 
 
@@ -107,7 +66,9 @@ def test_the_recipe_is_valid_and_sets_what_a_large_model_needs(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_three_steps_and_a_clip_of_the_trained_adapter(name: str, world: Path, tmp_path: Path) -> None:
+def test_three_steps_and_a_clip_of_the_trained_adapter(
+    name: str, world: Path, tiny_networks: Path, tmp_path: Path
+) -> None:
     tiny = importlib.import_module(f"newtonrewards.models.tiny_{name}")
     assert tiny.main(["--out", str(tmp_path / "tiny")]) == 0
     appearance = load(TrainRecipe, RECIPES / f"{name}.yaml").stages[0].reward.appearance.network  # type: ignore[union-attr]
@@ -123,7 +84,7 @@ def test_three_steps_and_a_clip_of_the_trained_adapter(name: str, world: Path, t
         "stages.0.reward.flow.network": "embedded",
         "stages.0.reward.flow.weights": "null",
         "stages.0.reward.flow.num_flow_updates": 1,
-        "stages.0.reward.appearance.name": world / appearance,
+        "stages.0.reward.appearance.name": tiny_networks / {"dino": "dinov2"}.get(appearance, appearance),
     }
     if appearance == "vjepa2":
         small["stages.0.reward.appearance.window"] = 4
@@ -144,7 +105,9 @@ def test_three_steps_and_a_clip_of_the_trained_adapter(name: str, world: Path, t
 
 
 @pytest.mark.parametrize("pixel_range", ["right", "published"])
-def test_depth_is_imitated_in_either_range(pixel_range: str, world: Path, embedded: Path, tmp_path: Path) -> None:
+def test_depth_is_imitated_in_either_range(
+    pixel_range: str, world: Path, embedded: Path, tiny_networks: Path, tmp_path: Path
+) -> None:
     small = {
         "model.path": embedded,
         "model.lora_rank": 2,
@@ -154,7 +117,7 @@ def test_depth_is_imitated_in_either_range(pixel_range: str, world: Path, embedd
         "stages.0.sampling.num_inference_steps": 2,
         "stages.0.reward.flow.num_flow_updates": 1,
         "stages.0.reward.flow.upsample": 1,
-        "stages.0.reward.depth.name": world / "depth",
+        "stages.0.reward.depth.name": tiny_networks / "depth_anything",
         "stages.0.reward.terms.imitation/depth.pixel_range": pixel_range,
     }
     overrides = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model, DINOv3ViTConfig, DINOv3ViTModel, VJEPA2Config, VJEPA2Model
+from transformers import Dinov2Model
 
 from newtonrewards.core.errors import CheckpointError, InputError, MissingExtra, RecipeError
 from newtonrewards.core.recipe import validate
@@ -15,52 +15,21 @@ from newtonrewards.rewards.flow import FlowConfig, RaftFlow, embedded_network
 from newtonrewards.rewards.observation import Networks
 from newtonrewards.rewards.reward import Reward, RewardConfig
 
-SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saved models: dinov2, dinov3, vjepa2, and a torchvision network."""
-    from torchvision.models import resnet18
-
-    root = tmp_path_factory.mktemp("models")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        Dinov2Model(Dinov2Config(**SMALL, image_size=56, patch_size=14)).save_pretrained(root / "dinov2")
-        DINOv3ViTModel(DINOv3ViTConfig(**SMALL, intermediate_size=32, image_size=64, patch_size=16)).save_pretrained(
-            root / "dinov3"
-        )
-        VJEPA2Model(
-            VJEPA2Config(
-                **SMALL,
-                crop_size=32,
-                patch_size=16,
-                frames_per_clip=4,
-                tubelet_size=2,
-                mlp_ratio=2,
-                pred_hidden_size=24,
-                pred_num_attention_heads=2,
-                pred_num_hidden_layers=1,
-            )
-        ).save_pretrained(root / "vjepa2")
-        torch.save(resnet18(weights=None).state_dict(), root / "resnet18.pth")
-    return root
-
 
 def raft() -> RaftFlow:
     return RaftFlow(embedded_network(), FlowConfig(num_flow_updates=1))
 
 
-def load(folder: Path, kind: str) -> AppearanceEncoder:
+def load(tiny_networks: Path, kind: str) -> AppearanceEncoder:
     config = {
-        "dinov2": {"network": "dino", "name": str(folder / "dinov2"), "side": 42},
-        "dinov3": {"network": "dino", "name": str(folder / "dinov3"), "layer": 1},
-        "vjepa2": {"network": "vjepa2", "name": str(folder / "vjepa2"), "window": 4},
+        "dinov2": {"network": "dino", "name": str(tiny_networks / "dinov2"), "side": 42},
+        "dinov3": {"network": "dino", "name": str(tiny_networks / "dinov3"), "layer": 1},
+        "vjepa2": {"network": "vjepa2", "name": str(tiny_networks / "vjepa2"), "window": 4},
         "torchvision": {
             "network": "torchvision",
             "name": "resnet18",
             "layer": "layer2",
-            "weights": folder / "resnet18.pth",
+            "weights": tiny_networks / "resnet18.pth",
             "side": 64,
         },
     }[kind]
@@ -76,10 +45,10 @@ def clip(time: int = 5) -> torch.Tensor:
     [("dinov2", (24, 3, 4)), ("dinov3", (24, 4, 6)), ("vjepa2", (24, 2, 3)), ("torchvision", (128, 8, 12))],
 )
 def test_each_frame_has_a_map_and_the_gradient_reaches_the_pixels(
-    folder: Path, kind: str, shape: tuple[int, ...]
+    tiny_networks: Path, kind: str, shape: tuple[int, ...]
 ) -> None:
     frames = clip().requires_grad_(True)
-    encoder = load(folder, kind)
+    encoder = load(tiny_networks, kind)
     features = encoder(frames)
     assert features.shape == (2, 5, *shape)
     features.square().mean().backward()
@@ -89,9 +58,9 @@ def test_each_frame_has_a_map_and_the_gradient_reaches_the_pixels(
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3", "vjepa2", "torchvision"])
-def test_frozen_means_frozen(folder: Path, kind: str) -> None:
+def test_frozen_means_frozen(tiny_networks: Path, kind: str) -> None:
     """No parameter takes a gradient, nothing trains or drops out, and the trainer's autocast doesn't reach it."""
-    encoder = load(folder, kind)
+    encoder = load(tiny_networks, kind)
     network = encoder.network  # type: ignore[attr-defined]
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -103,10 +72,10 @@ def test_frozen_means_frozen(folder: Path, kind: str) -> None:
     assert torch.equal(plain, encoder(clip()))
 
 
-def test_layer_and_place_are_those_of_the_model(folder: Path) -> None:
+def test_layer_and_place_are_those_of_the_model(tiny_networks: Path) -> None:
     """The last layer is the model's own output, in its place on the grid."""
-    encoder = load(folder, "dinov2")
-    model = Dinov2Model.from_pretrained(folder / "dinov2").eval()
+    encoder = load(tiny_networks, "dinov2")
+    model = Dinov2Model.from_pretrained(tiny_networks / "dinov2").eval()
     frames = clip(1)
     with torch.no_grad():
         tokens = model(pixel_values=encoder._prepared(frames)[:, 0]).last_hidden_state  # type: ignore[attr-defined]
@@ -114,8 +83,8 @@ def test_layer_and_place_are_those_of_the_model(folder: Path) -> None:
     assert torch.allclose(maps[:, 0, :, 1, 2], tokens[:, 1 + 1 * 4 + 2], atol=1e-5)
 
 
-def test_video_windows_are_independent_and_an_odd_end_is_filled(folder: Path) -> None:
-    encoder = load(folder, "vjepa2")
+def test_video_windows_are_independent_and_an_odd_end_is_filled(tiny_networks: Path) -> None:
+    encoder = load(tiny_networks, "vjepa2")
     frames = clip(7)
     with torch.no_grad():
         whole, start = encoder(frames), encoder(frames[:, :4])
@@ -124,24 +93,24 @@ def test_video_windows_are_independent_and_an_odd_end_is_filled(folder: Path) ->
     assert not torch.equal(whole[:, 1], whole[:, 2])
 
 
-def test_a_reward_takes_them(folder: Path) -> None:
+def test_a_reward_takes_them(tiny_networks: Path) -> None:
     config = RewardConfig.model_validate({"terms": {"mass/conserved": {"support": "motion"}}})
     from newtonrewards.core.clip import ClipBatch
 
     batch = ClipBatch(clip(), torch.full((2,), 10.0), ("", ""), index=(0, 1))
-    out = Reward(config, Networks(raft(), load(folder, "vjepa2")))(batch)
+    out = Reward(config, Networks(raft(), load(tiny_networks, "vjepa2")))(batch)
     assert out.total.shape == (2,)
 
 
-def test_what_is_wrong_is_said(folder: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_is_said(tiny_networks: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingExtra, match="can't load this encoder"):
         load_appearance(AppearanceConfig(network="dino", name=str(tmp_path / "nothing")), raft())
     with pytest.raises(CheckpointError, match="holds a 'dinov2' model"):
-        load_appearance(AppearanceConfig(network="vjepa2", name=str(folder / "dinov2")), raft())
+        load_appearance(AppearanceConfig(network="vjepa2", name=str(tiny_networks / "dinov2")), raft())
     with pytest.raises(InputError, match="no hidden layer 9"):
-        load_appearance(AppearanceConfig(network="dino", name=str(folder / "dinov2"), layer=9), raft())
+        load_appearance(AppearanceConfig(network="dino", name=str(tiny_networks / "dinov2"), layer=9), raft())
     with pytest.raises(InputError, match="cuts a tubelet"):
-        load_appearance(AppearanceConfig(network="vjepa2", name=str(folder / "vjepa2"), window=3), raft())
+        load_appearance(AppearanceConfig(network="vjepa2", name=str(tiny_networks / "vjepa2"), window=3), raft())
     for wrong in ({"network": "dino"}, {"network": "flow", "name": "x"}, {"network": "flow", "side": 64}):
         with pytest.raises(RecipeError):
             validate(AppearanceConfig, wrong, where="recipe")

@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import (
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    Dinov2Config,
-    Dinov2Model,
-    DPTConfig,
-    DPTForDepthEstimation,
-    DPTImageProcessor,
-)
+from transformers import DPTImageProcessor
 
 from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.errors import InputError, MissingExtra, RecipeError
@@ -27,46 +19,6 @@ from newtonrewards.rewards.observation import Networks
 from newtonrewards.rewards.reward import Reward, RewardConfig
 
 TERM = "imitation/depth"
-SMALL = {"hidden_size": 24, "num_attention_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saved models with their pre-processors: depth_anything and dpt; and a dinov2, which has no depth."""
-    root = tmp_path_factory.mktemp("depth")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        backbone = Dinov2Config(
-            **SMALL, num_hidden_layers=2, image_size=56, patch_size=14, out_indices=[1, 2], reshape_hidden_states=False
-        )
-        depth_anything = DepthAnythingConfig(
-            backbone_config=backbone,
-            reassemble_hidden_size=24,
-            reassemble_factors=[1, 0.5],
-            neck_hidden_sizes=[8, 12],
-            fusion_hidden_size=8,
-            head_hidden_size=8,
-            initializer_range=0.3,
-        )
-        # its last layer ends in a ReLU, which a random network leaves dead half the time
-        model = DepthAnythingForDepthEstimation(depth_anything)
-        nn.init.constant_(model.head.conv3.bias, 1.0)
-        model.save_pretrained(root / "depth_anything")
-        dpt = DPTConfig(
-            **SMALL,
-            num_hidden_layers=4,
-            intermediate_size=32,
-            image_size=32,
-            backbone_out_indices=[0, 1, 2, 3],
-            neck_hidden_sizes=[8, 8, 12, 16],
-            fusion_hidden_size=8,
-        )
-        DPTForDepthEstimation(dpt).save_pretrained(root / "dpt")
-        Dinov2Model(Dinov2Config(**SMALL, num_hidden_layers=1, image_size=28)).save_pretrained(root / "dinov2")
-    for name, side, mean in (("depth_anything", 56, [0.485, 0.456, 0.406]), ("dpt", 32, [0.5, 0.5, 0.5])):
-        size = {"height": side, "width": side}
-        DPTImageProcessor(size=size, image_mean=mean, image_std=[0.229, 0.224, 0.225]).save_pretrained(root / name)
-    return root
 
 
 def raft() -> RaftFlow:
@@ -82,8 +34,8 @@ def batch(shade: float = 0.8, count: int = 1) -> ClipBatch:
 
 
 @pytest.mark.parametrize("kind", ["depth_anything", "dpt"])
-def test_the_gradient_reaches_the_pixels_of_every_frame(folder: Path, kind: str) -> None:
-    depth = load_depth(DepthConfig(name=str(folder / kind)))
+def test_the_gradient_reaches_the_pixels_of_every_frame(tiny_networks: Path, kind: str) -> None:
+    depth = load_depth(DepthConfig(name=str(tiny_networks / kind)))
     frames = batch().frames.requires_grad_(True)
     found = depth(frames)
     assert found.shape == (1, 4, 24, 32)
@@ -95,9 +47,9 @@ def test_the_gradient_reaches_the_pixels_of_every_frame(folder: Path, kind: str)
 
 
 @pytest.mark.parametrize("kind", ["depth_anything", "dpt"])
-def test_frozen_means_frozen(folder: Path, kind: str) -> None:
+def test_frozen_means_frozen(tiny_networks: Path, kind: str) -> None:
     """No parameter takes a gradient, nothing trains, no autocast and no wrapper of a trained module reaches it."""
-    depth = load_depth(DepthConfig(name=str(folder / kind)))
+    depth = load_depth(DepthConfig(name=str(tiny_networks / kind)))
     before = [value.clone() for value in depth.network.state_dict().values()]
     assert not isinstance(depth, nn.Module)
     assert not depth.network.training
@@ -113,10 +65,10 @@ def test_frozen_means_frozen(folder: Path, kind: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, depth.network.state_dict().values(), strict=True))
 
 
-def test_frames_are_prepared_as_the_model_s_own_processor_does(folder: Path) -> None:
+def test_frames_are_prepared_as_the_model_s_own_processor_does(tiny_networks: Path) -> None:
     frames = batch().frames
-    depth = load_depth(DepthConfig(name=str(folder / "dpt"), frames_at_once=3))
-    processor = DPTImageProcessor.from_pretrained(folder / "dpt")
+    depth = load_depth(DepthConfig(name=str(tiny_networks / "dpt"), frames_at_once=3))
+    processor = DPTImageProcessor.from_pretrained(tiny_networks / "dpt")
     pixels = processor(list((frames[0] * 255).round().to(torch.uint8)), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         theirs = depth.network(pixel_values=pixels).predicted_depth
@@ -125,8 +77,8 @@ def test_frames_are_prepared_as_the_model_s_own_processor_does(folder: Path) -> 
     assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max()  # theirs are rounded to 8 bits
 
 
-def test_through_the_whole_reward(folder: Path) -> None:
-    settings = {"depth": {"name": str(folder / "depth_anything")}, "terms": {TERM: {}}}
+def test_through_the_whole_reward(tiny_networks: Path) -> None:
+    settings = {"depth": {"name": str(tiny_networks / "depth_anything")}, "terms": {TERM: {}}}
     reward = Reward(validate(RewardConfig, settings, where="recipe"))
     assert isinstance(reward.networks.depth, TransformersDepth)
     truth, other = batch(), batch(0.1)
@@ -165,7 +117,7 @@ def test_the_deeper_the_object_the_more_it_costs_and_a_scale_costs_nothing() -> 
     assert reward(scaled, truth).raw[TERM].item() == pytest.approx(0, abs=1e-9)
 
 
-def test_what_is_missing_is_said(folder: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_said(tiny_networks: Path, tmp_path: Path) -> None:
     flow = raft()
     with pytest.raises(InputError, match=r"reward\.depth: imitation/depth needs a depth network\. Name one"):
         Reward(RewardConfig.model_validate({"terms": {TERM: {}}}), Networks(flow, FlowFeatures(flow)))
@@ -174,6 +126,6 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingExtra, match="can't load this depth network"):
         load_depth(DepthConfig(name=str(tmp_path / "nothing")))
     with pytest.raises(MissingExtra, match="can't load this depth network"):
-        load_depth(DepthConfig(name=str(folder / "dinov2")))
+        load_depth(DepthConfig(name=str(tiny_networks / "dinov2")))
     with pytest.raises(RecipeError, match="no term looks through"):
         validate(RewardConfig, {"depth": {"name": "x"}, "terms": {"mass/paired": {}}}, where="recipe")
