@@ -7,7 +7,7 @@ Letters: T frames, N = T - 1 pairs, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,18 +51,14 @@ class Instrument:
 
 def instruments_of(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: Seen | None) -> list[Instrument]:
     """All ways to measure velocity with these masks: their centres first."""
-    return list(_instruments_of(clip, name, soft, seen))
-
-
-def _instruments_of(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: Seen | None) -> Iterator[Instrument]:
     fps, height = float(clip.fps), clip.frames.shape[-2]
-    velocity = np.diff(centroid(soft)[0], axis=0) * fps
-    yield Instrument(name, None, soft, velocity, lawful_velocities(velocity, fps, height))
-    if seen is None:
-        return
-    for method in seen.flows:
-        velocity = seen.velocity_under(soft, method) * fps / height
-        yield Instrument(name, method, soft, velocity, lawful_velocities(velocity, fps, height))
+    velocities: dict[str | None, Float[np.ndarray, "N 2"]] = {None: np.diff(centroid(soft)[0], axis=0) * fps}
+    if seen is not None:
+        velocities |= {method: seen.velocity_under(soft, method) * fps / height for method in seen.flows}
+    return [
+        Instrument(name, method, soft, velocity, lawful_velocities(velocity, fps, height))
+        for method, velocity in velocities.items()
+    ]
 
 
 def _handicap(one: Instrument) -> float:
@@ -74,17 +70,17 @@ def _handicap(one: Instrument) -> float:
 
 def best_of(groups: Sequence[Sequence[Instrument]]) -> tuple[Instrument | None, Sequence[Instrument]]:
     """The instrument to believe, and all that looked at the same masks; None and nothing where there are no masks."""
-    group = max(groups, key=worth, default=())
+    group = max(groups, key=_worth, default=())
     return max(group, key=lambda one: len(one.window) - _handicap(one), default=None), group
 
 
 def good(groups: Sequence[Sequence[Instrument]], found: Found) -> bool:
     """Whether some masks tell of most of the time in which something is seen."""
     frames = int((found.soft > 0.5).any(axis=(1, 2)).sum())
-    return max((worth(group) for group in groups), default=0.0) >= GOOD_SHARE * (frames - 1)
+    return max((_worth(group) for group in groups), default=0.0) >= GOOD_SHARE * (frames - 1)
 
 
-def worth(instruments: Sequence[Instrument]) -> float:
+def _worth(instruments: Sequence[Instrument]) -> float:
     """How long masks let an object follow a law, times how well their centres and the flow under them agree."""
     longest = max(instruments, key=lambda one: len(one.window))
     if len(instruments) < 2:

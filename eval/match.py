@@ -65,6 +65,8 @@ def matched(frames: Float[np.ndarray, "T H W 3"], seen: Seen) -> Float[np.ndarra
     for _ in range(ROUNDS):
         around = _without_background(grey, key, _places(grey, key, around), around)
     places = _places(grey, key, around)
+    if not 0 < _way(places) <= WIDTHS * width:
+        return None
     masks = np.zeros(grey.shape, dtype=np.float32)
     middle = _middle(around)[::-1]
     for frame, (x, y, log_size) in enumerate(places):
@@ -72,7 +74,7 @@ def matched(frames: Float[np.ndarray, "T H W 3"], seen: Seen) -> Float[np.ndarra
             smaller = np.exp(-log_size)
             offset = middle - smaller * (middle + np.array([y, x]))
             masks[frame] = ndimage.affine_transform(patch.astype(np.float32), [smaller, smaller], offset, order=1)
-    return masks if 0 < _way(places) <= WIDTHS * width else None
+    return masks
 
 
 def _fastest(frames: Float[np.ndarray, "T H W 3"], seen: Seen) -> tuple[int, Bool[np.ndarray, "H W"]]:

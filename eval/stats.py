@@ -108,8 +108,9 @@ def _divisor(sums: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
 
 
 def _estimate(value: float, draws: Float[np.ndarray, " R"], known: Bool[np.ndarray, "S C"], level: float) -> Estimate:
-    low, high = _bounds(draws[np.isfinite(draws)], int(known.any(axis=0).sum()), level)
-    return Estimate(value, low, high, int(known.any(axis=0).sum()), int((~known).sum()))
+    clips = int(known.any(axis=0).sum())
+    low, high = _bounds(draws[np.isfinite(draws)], clips, level)
+    return Estimate(value, low, high, clips, int((~known).sum()))
 
 
 def _nothing(known: Bool[np.ndarray, "S C"]) -> Estimate:

@@ -63,10 +63,10 @@ def _points(shape: str, half: Vector) -> Array:
             along = np.array([hx - hy, 0.0, 0.0])
             return np.concatenate([hy * _ball(ROUND) + along, hy * _ball(ROUND) - along])
         case "box":
-            return _signs() * half
+            return signs() * half
         case "rounded_box":
             r = 0.35 * min(half)
-            return np.concatenate([r * _ball(ROUND // 2) + corner for corner in _signs() * (np.array(half) - r)])
+            return np.concatenate([r * _ball(ROUND // 2) + corner for corner in signs() * (np.array(half) - r)])
         case "puck":
             return _prism(hx, hy, ROUND)
         case "hex_prism":
@@ -74,7 +74,8 @@ def _points(shape: str, half: Vector) -> Array:
     raise KeyError(shape)
 
 
-def _signs() -> Array:
+def signs() -> Array:
+    """(8, 3) corners of the box with half extents 1."""
     return np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
 
 

@@ -33,7 +33,7 @@ from newtonrewards.simulation import photo_setup
 from newtonrewards.simulation.backdrop import WALLS
 from newtonrewards.simulation.bystanders import Bystander
 from newtonrewards.simulation.looks import Surface
-from newtonrewards.simulation.meshes import mesh, object_map, plane_map
+from newtonrewards.simulation.meshes import mesh, object_map, plane_map, signs
 from newtonrewards.simulation.scene import Scene, Wedge
 
 Array = NDArray[np.float64]
@@ -343,8 +343,7 @@ def borders(scene: Scene) -> list[Box]:
     things: list[Scene | Bystander] = [scene, *scene.bystanders]
     rows = []
     for thing, poses in zip(things, all_poses(scene), strict=True):
-        half = 1.1 * np.array(thing.half_size)
-        box = np.array(np.meshgrid(*([-1, 1],) * 3)).reshape(3, -1).T * half
+        box = 1.1 * signs() * thing.half_size
         corners = np.einsum("tij,cj->tci", poses[:, :3, :3], box) + poses[:, None, :3, 3]
         reached = [corners, *(_shaded(corners, way, scene.wall_m) for way in _lights(scene))]
         points = np.concatenate(reached, 1)
