@@ -4,7 +4,8 @@
 
 Clips of the val split with right physics, of plain, textured and turning objects in turn, are corrupted in known ways
 and amounts (`simulation/corrupt.py`), and judged by every reward term against the true clip, and by `newtonrewards
-score` without it. AUC: the chance that a corrupted clip is judged worse than a true one, over all pairs of clips.
+score` without it, once without a scale and once with the metres in a frame height. AUC: the chance that a corrupted
+clip is judged worse than a true one, over all pairs of clips.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tqdm import tqdm
 from newtonrewards.core.clip import ClipBatch
 from newtonrewards.core.workers import each
 from newtonrewards.eval.measure import measure_clip
+from newtonrewards.eval.scale import NO_SCALE, Scale
+from newtonrewards.eval.video_score import Motion
 from newtonrewards.rewards.appearance import FlowFeatures
 from newtonrewards.rewards.flow import RaftFlow, load_flow
 from newtonrewards.rewards.observation import Networks
@@ -35,12 +38,12 @@ KINDS = ("plain", "textured", "turning")
 TURNING = 5.0  # rad/s
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 SEED = 11
-MOTION = {"free_fall": "fall", "horizontal_throw": "throw", "parabolic_throw": "throw"}
+MOTION: dict[str, Motion] = {"free_fall": "fall", "horizontal_throw": "throw", "parabolic_throw": "throw"}
 # The term that must catch it, and what a user sees of it.
 CAUGHT_BY = {
     "jitter": "kinematic/second_difference",
-    "teleport": "kinematic/second_difference",
-    "hover": "kinematic/fit",
+    "teleport": "kinematic/centroid",
+    "hover": "kinematic/velocity",
     "wrong_g": "kinematic/acceleration",
     "constant_speed": "kinematic/acceleration",
     "reverse": "kinematic/fit",
@@ -54,6 +57,7 @@ CAUGHT_BY = {
     "texture_noise": "mass/paired",
     "flicker": "mass/paired",
 }
+SCORES = {"score": False, "score, scaled": True}  # whether it is told the scale
 Judged = dict[str, float]
 
 
@@ -80,6 +84,7 @@ def judged(index: int) -> dict[tuple[str, float], Judged]:
     """Every corruption of one clip, as every term and `score` see it."""
     reward, flow = instruments()
     _, scene = scene_of(index)
+    motion = MOTION.get(scene.primitive, "ramp")
     truth = render(scene)
     kinds = [("none", 0.0), *((name, s) for name in (*MOTIONS, *LOOKS) for s in STRENGTHS)]
     clips = [corrupt(scene, *kind) for kind in kinds]
@@ -91,8 +96,10 @@ def judged(index: int) -> dict[tuple[str, float], Judged]:
         for place, kind in enumerate(kinds[start : start + 8]):
             result[kind] = {name: float(raw[place]) for name, raw in seen.raw.items()}
     for kind, clip in zip(kinds, clips, strict=True):
-        score = measure_clip(clip, None, lambda: flow, MOTION.get(scene.primitive, "ramp")).score.score  # type: ignore[arg-type]
-        result[kind]["score"] = -1.0 if score is None else score
+        for name, metres in SCORES.items():
+            scale = Scale(truth.truth.metres_per_height) if metres and truth.truth else NO_SCALE
+            score = measure_clip(clip, None, lambda: flow, motion, scale=scale).score.score
+            result[kind][name] = -1.0 if score is None else score
     return result
 
 
@@ -112,24 +119,30 @@ def gather(results: list[dict[tuple[str, float], Judged]]) -> Values:
     for clip in results:
         for (name, strength), row in clip.items():
             for key, value in row.items():
-                gathered[key, name, strength].append(-value if key == "score" else value)
+                gathered[key, name, strength].append(-value if key in SCORES else value)
     return {key: np.array(column) for key, column in gathered.items()}
 
 
 def tables(results: list[dict[tuple[str, float], Judged]]) -> str:
     values = gather(results)
-    heads = [f"{what} at {s:g}" for what in ("median", "AUC", "score's AUC") for s in STRENGTHS]
-    lines = [f"| corruption | caught by | median, true | {' | '.join(heads)} |", "|" + "---|" * (3 + len(heads))]
+    heads = [f"{what} at {s:g}" for what in ("median", "AUC") for s in STRENGTHS]
+    lines = ["What the term that must catch it says:", ""]
+    lines += [f"| corruption | caught by | median, true | {' | '.join(heads)} |", "|" + "---|" * (3 + len(heads))]
     for name, term in CAUGHT_BY.items():
         true = values[term, "none", 0.0]
         medians = [f"{np.nanmedian(values[term, name, s]):.3g}" for s in STRENGTHS]
         caught = [f"{auc(true, values[term, name, s]):.2f}" for s in STRENGTHS]
-        seen = [f"{auc(values['score', 'none', 0.0], values['score', name, s]):.2f}" for s in STRENGTHS]
-        lines.append(f"| {name} | `{term}` | {np.nanmedian(true):.3g} | " + " | ".join(medians + caught + seen) + " |")
-    lines += ["", "AUC of every term at strength 1:", "", f"| corruption | {' | '.join(STANDARD)} | score |"]
-    lines.append("|---|" + "---|" * (len(STANDARD) + 1))
+        lines.append(f"| {name} | `{term}` | {np.nanmedian(true):.3g} | " + " | ".join(medians + caught) + " |")
+    heads = [f"{what} at {s:g}" for what in SCORES for s in STRENGTHS]
+    lines += ["", "AUC of `score`, without and with a scale:", "", f"| corruption | {' | '.join(heads)} |"]
+    lines.append("|---|" + "---|" * len(heads))
     for name in CAUGHT_BY:
-        cells = [f"{auc(values[t, 'none', 0.0], values[t, name, 1.0]):.2f}" for t in (*STANDARD, "score")]
+        cells = [f"{auc(values[s, 'none', 0.0], values[s, name, at]):.2f}" for s in SCORES for at in STRENGTHS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "AUC of all at strength 1:", "", f"| corruption | {' | '.join((*STANDARD, *SCORES))} |"]
+    lines.append("|---|" + "---|" * (len(STANDARD) + len(SCORES)))
+    for name in CAUGHT_BY:
+        cells = [f"{auc(values[t, 'none', 0.0], values[t, name, 1.0]):.2f}" for t in (*STANDARD, *SCORES)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines + kinds_table(results))
 

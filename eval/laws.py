@@ -1,6 +1,7 @@
 """What the law of a named motion demands beyond constant acceleration, of the line fitted to an object's velocity.
 
 A residual can't see the wrong law: most generated falls are smooth, but drift sideways, fall at constant speed, hover.
+Where a scale is known, the size of g is part of the law.
 Letters: v velocity, a acceleration, T duration of the window. H is one frame height; x right, y down.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy.constants import g as GRAVITY  # m/s^2
 
 from newtonrewards.eval.video_score import Motion
 
@@ -22,6 +24,13 @@ SIGNIFICANT = 3.0
 SPEED_CHANGE = 0.25
 # A fall may drift sideways by this share of its speed, and rise by this many H/s.
 SIDEWAYS, RISE = 0.25, 0.15
+# Gravity is right within this share: drag, and a scale that was read off a picture.
+GRAVITY_SHARE = 0.25
+# A slope is known within this many degrees, from the way in the picture.
+SLOPE = 5.0
+# The least share of gravity's pull along a slope that brakes what goes up: that of a hoop which rolls. What slides
+# is braked by friction besides.
+ROLLING_UP = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,20 +60,22 @@ class LawFit:
         return float(np.sqrt((self.mean**2).sum() + (change**2).sum() / 12))
 
 
-def broken(motion: Motion, fit: LawFit) -> list[str]:
+def broken(motion: Motion, fit: LawFit, metres: float | None = None) -> list[str]:
     """What is wrong with a motion of this kind, in words; nothing for `auto`.
 
-    Source: physics.md §8. The size of g is not judged: it needs a scale.
+    Args:
+        metres: in one frame height. Without it the size of g isn't judged.
+    Source: physics.md §8; with a scale ours.
     """
     match motion:
         case "auto":
             return []
         case "fall":
-            return [*_downwards(fit), *_speeds_up(fit), *_straight_down(fit)]
+            return [*_downwards(fit), *_speeds_up(fit), *_straight_down(fit), *_falls(fit, metres)]
         case "throw":
-            return [*_downwards(fit), *_speeds_up(fit)]
+            return [*_downwards(fit), *_speeds_up(fit), *_falls(fit, metres)]
         case "ramp":
-            return _along_the_way(fit)
+            return [*_along_the_way(fit), *_slides(fit, metres)]
 
 
 def _downwards(fit: LawFit) -> list[str]:
@@ -101,3 +112,33 @@ def _along_the_way(fit: LawFit) -> list[str]:
     if across <= math.tan(math.radians(ANGLE)) * along + SIGNIFICANT * fit.error:
         return []
     return [f"the way bends: acceleration across it is {across:.2f} H/s², along it {along:.2f}"]
+
+
+def _falls(fit: LawFit, metres: float | None) -> list[str]:
+    """What flies freely has the acceleration of gravity."""
+    if metres is None:
+        return []
+    size = float(np.linalg.norm(fit.acceleration)) * metres
+    if abs(size - GRAVITY) <= GRAVITY_SHARE * GRAVITY + SIGNIFICANT * fit.error * metres:
+        return []
+    return [f"it falls with {size:.1f} m/s², not {GRAVITY:.1f}, if scale and frame rate are right"]
+
+
+def _slides(fit: LawFit, metres: float | None) -> list[str]:
+    """Down a ramp nothing speeds up more than without friction; up, all is braked by gravity at least."""
+    speed = float(np.linalg.norm(fit.mean))
+    # what turns back within the window has no one way
+    if metres is None or speed * speed == 0 or float(fit.start @ (2 * fit.mean - fit.start)) < 0:
+        return []
+    way = fit.mean / speed
+    slope = math.asin(min(1.0, abs(float(way[1]))))
+    gain = float(fit.acceleration @ way) * metres
+    unsure = SIGNIFICANT * fit.error * metres
+    steepest = GRAVITY * math.sin(min(math.pi / 2, slope + math.radians(SLOPE))) * (1 + GRAVITY_SHARE)
+    flattest = GRAVITY * math.sin(max(0.0, slope - math.radians(SLOPE))) * (1 - GRAVITY_SHARE) * ROLLING_UP
+    degrees = f"a slope of {math.degrees(slope):.0f} degrees"
+    if way[1] >= 0 and gain > steepest + unsure:
+        return [f"it speeds up by {gain:.1f} m/s² on {degrees}: more than without friction"]
+    if way[1] < 0 and -gain < flattest - unsure:
+        return [f"it slows down by {-gain:.1f} m/s² going up {degrees}: less than gravity alone does"]
+    return []

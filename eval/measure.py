@@ -29,6 +29,7 @@ from newtonrewards.eval.pieces import part, shots, stride
 from newtonrewards.eval.refine import refine
 from newtonrewards.eval.results import finite
 from newtonrewards.eval.sam2_masks import sam2_masks
+from newtonrewards.eval.scale import NO_SCALE, Scale
 from newtonrewards.eval.segment import channels_last
 from newtonrewards.eval.stabilise import stabilise
 from newtonrewards.eval.tracks import centroid
@@ -62,6 +63,7 @@ class Options:
         tracks: CSV file with the object's centres (see `given.track_of`), or None.
         motion: what the videos show.
         segmenter: folder or hub name of a SAM 2 that masks the object as well, or None.
+        metres_per_height, object_metres: see `scale.Scale`.
     """
 
     fps: float | None = None
@@ -71,6 +73,12 @@ class Options:
     tracks: Path | None = None
     motion: Motion = "auto"
     segmenter: str | None = None
+    metres_per_height: float | None = None
+    object_metres: float | None = None
+
+    @property
+    def scale(self) -> Scale:
+        return Scale(self.metres_per_height, self.object_metres)
 
 
 def measure_video(path: Path, options: Options, flow: Flow | None) -> Measured:
@@ -105,7 +113,7 @@ def _measured(path: Path, options: Options, flow: Flow | None, stretch: Stretch)
     """A function of its own, so that the stretch's floats are gone before the next one's are made."""
     clip = stretch.clip()
     given = _given(path, options, stretch, clip)
-    return measure_clip(clip, given, flow, options.motion, stretch.start, options.segmenter)
+    return measure_clip(clip, given, flow, options.motion, stretch.start, options.segmenter, options.scale)
 
 
 def _given(path: Path, options: Options, stretch: Stretch, clip: Clip) -> Float[np.ndarray, "T H W"] | None:
@@ -140,6 +148,7 @@ def measure_clip(
     motion: Motion = "auto",
     start: int = 0,
     segmenter: str | None = None,
+    scale: Scale = NO_SCALE,
 ) -> Measured:
     """Measure a clip in memory: of its shots the one that shows most. See `measure_video`.
 
@@ -149,7 +158,7 @@ def measure_clip(
     measured = []
     for first, shot in shots(clip):
         known = None if masks is None else masks[first : first + shot.num_frames]
-        measured.append(_measure_shot(shot, known, flow, motion, start + first, segmenter))
+        measured.append(_measure_shot(shot, known, flow, motion, start + first, segmenter, scale))
     return max(measured, key=lambda one: one.way)
 
 
@@ -160,6 +169,7 @@ def _measure_shot(
     motion: Motion,
     start: int,
     segmenter: str | None,
+    scale: Scale,
 ) -> Measured:
     if masks is None:
         clip, frames, found = _found(clip)
@@ -179,7 +189,7 @@ def _measure_shot(
             patch = matched(frames, seen)
         if not enough and patch is not None:
             best, group = best_of([*groups, instruments_of(clip, MATCHED, patch, seen)])
-    evidence = _evidence(clip, frames, found, seen, best, group, patch, motion, start)
+    evidence = _evidence(clip, frames, found, seen, best, group, patch, motion, start, scale)
     score = VideoScore(
         file=clip.source.path,
         sha256=clip.source.sha256,
@@ -246,6 +256,7 @@ def _evidence(
     patch: Float[np.ndarray, "T H W"] | None,
     motion: Motion,
     start: int,
+    scale: Scale,
 ) -> Evidence:
     """The best instrument beside the one of the other kind with the same masks; `patch`: masks that know its size."""
     soft = found.soft if best is None else best.soft
@@ -265,6 +276,7 @@ def _evidence(
         sized=by_patch is not None,
         smooth=None if best is None else drifting(best.velocity, window, float(clip.fps), frames.shape[1]),
         motion=motion,
+        metres=scale.metres(area[window.start : window.stop + 1]) if len(window) else scale.metres_per_height,
         velocity=nothing if best is None else best.velocity,
         other=None if other is None else other.velocity,
         position=position,
@@ -329,6 +341,8 @@ def _numbers(evidence: Evidence) -> dict[str, object]:
         "acceleration_magnitude": size,
         "acceleration_px": size * evidence.height / fps**2,
         "acceleration_error": fit.error,
+        "acceleration_metres": None if evidence.metres is None else size * evidence.metres,
+        "metres_per_height": evidence.metres,
         "start_velocity": _vector(fit.start),
         "start_speed": float(np.linalg.norm(fit.start)),
         "kinematic_residual": residual,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -196,6 +197,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="newtonrewards score",
@@ -207,6 +218,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--motion", choices=get_args(Motion), default="auto",
                    help="what the videos show: a fall is also asked to go straight down, a throw to be pulled down, a "
                         "ramp to be straight (default auto: any constant acceleration)")  # fmt: skip
+    scale = p.add_mutually_exclusive_group()
+    scale.add_argument("--metres-per-height", type=_positive, metavar="M",
+                       help="metres in one frame height at the object's distance: the size of g is judged as well, for "
+                            "falls, throws and ramps")  # fmt: skip
+    scale.add_argument("--object-metres", type=_positive, metavar="M",
+                       help="the same from the width of the object: the diameter of a ball (tennis .067)")  # fmt: skip
     where = p.add_mutually_exclusive_group()
     where.add_argument("--masks", type=Path, metavar="DIR",
                        help="the object, if known: NAME.npz (`masks`, T x H x W) for each video NAME.*")  # fmt: skip
@@ -268,7 +285,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if shard.count > 1 and a.out is None:
         raise InputError("parts of the work need a place to meet", where="--shard", fix="Give --out.")
     flow = None if a.flow == "none" else FlowConfig(network=a.flow, weights=a.flow_weights)
-    options = Options(a.fps, a.capture_fps, a.num_frames, a.masks, a.tracks, a.motion, _segmenter(a))
+    asked = {name: getattr(a, name) for name in Options.__dataclass_fields__ if name != "segmenter"}
+    options = Options(**asked, segmenter=_segmenter(a))
     films = None if a.no_report or a.out is None else a.out
     if films is not None:
         output_folder(films / OVERLAYS)

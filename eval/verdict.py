@@ -12,6 +12,7 @@ from newtonrewards.eval.constancy import Constancy
 from newtonrewards.eval.find import Smooth, resting, smooth_run
 from newtonrewards.eval.laws import SIGNIFICANT, LawFit, broken
 from newtonrewards.eval.results import finite
+from newtonrewards.eval.scale import diameter
 from newtonrewards.eval.video_score import Motion, ObjectPath, Verdict
 from newtonrewards.rewards.window import Window
 
@@ -60,7 +61,7 @@ class Evidence:
         fit: line through `velocity` in the window, None where there is none. constancy: of the object over the window.
         sized: the change of its area can be trusted, however little it moves.
         smooth: run around the window in which acceleration changes steadily; None: it doesn't.
-        motion: what the video is said to show.
+        motion: what the video is said to show. metres: in one frame height, None if nobody knows.
         position: (T, 2) H. area: (T,) H^2.
         vanished: first frame without the object, where it stopped existing in mid-motion (`vanish.vanished_at`).
         light: (T,) mean brightness of the picture, in [0, 1]. even: frames lie at even times.
@@ -75,6 +76,7 @@ class Evidence:
     sized: bool
     smooth: Smooth | None
     motion: Motion
+    metres: float | None
     velocity: Float[np.ndarray, "N 2"]
     other: Float[np.ndarray, "N 2"] | None
     position: Float[np.ndarray, "T 2"]
@@ -141,7 +143,7 @@ def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdic
         unsteady
         + _jerk(evidence)
         + _changed(evidence)
-        + ([] if evidence.fit is None else broken(evidence.motion, evidence.fit))
+        + ([] if evidence.fit is None else broken(evidence.motion, evidence.fit, evidence.metres))
     )
     if wrong:
         return ("unlawful" if blame else "cannot_tell"), wrong
@@ -250,7 +252,7 @@ def within_itself(position: Float[np.ndarray, "T 2"], area: Float[np.ndarray, " 
     so that masks are its edges rather than itself."""
     places = position[window.start : window.stop + 1]
     places = places[np.isfinite(places).all(axis=1)]
-    return len(places) > 0 and float(np.linalg.norm(np.ptp(places, axis=0))) <= WIDTHS * _diameter(area)
+    return len(places) > 0 and float(np.linalg.norm(np.ptp(places, axis=0))) <= WIDTHS * diameter(area)
 
 
 def _unsized(evidence: Evidence) -> bool:
@@ -258,19 +260,13 @@ def _unsized(evidence: Evidence) -> bool:
     return not evidence.sized and within_itself(evidence.position, evidence.area, evidence.window)
 
 
-def _diameter(area: Float[np.ndarray, " T"]) -> float:
-    """Of a disc of the object's usual area, H; 0 where it is never seen."""
-    seen = area[area > 0]
-    return 2 * float(np.sqrt(np.median(seen) / np.pi)) if len(seen) else 0.0
-
-
 def _blur_change(evidence: Evidence) -> float:
     """How much |log area| motion blur may add: an open shutter draws a disc of diameter d as a streak d + step long."""
     first, last = evidence.window.start, evidence.window.stop
     areas = evidence.area[[first, last]]
-    diameter = 2 * float(np.sqrt(max(areas.min(), 1e-9) / np.pi))
+    narrow = 2 * float(np.sqrt(max(areas.min(), 1e-9) / np.pi))
     steps = np.linalg.norm(evidence.velocity[[first, last - 1]], axis=1) / evidence.fps
-    before, after = np.log(1 + 4 / np.pi * steps / diameter)
+    before, after = np.log(1 + 4 / np.pi * steps / narrow)
     return abs(float(after - before))
 
 
@@ -311,7 +307,7 @@ def _jump_at(evidence: Evidence) -> int | None:
     step = evidence.velocity * evidence.height / evidence.fps
     seen = [bool(np.isfinite(v).all()) for v in step]
     other = step if evidence.other is None else evidence.other
-    diameter = _diameter(evidence.area) * evidence.height
+    wide = diameter(evidence.area) * evidence.height
     for n in range(1, len(step)):
         if not (seen[n] and seen[n - 1] and np.isfinite(other[n]).all()):
             continue  # what only one of two instruments saw may be its own mistake
@@ -321,7 +317,7 @@ def _jump_at(evidence: Evidence) -> int | None:
         confirmed = float(np.linalg.norm(other[n] - evidence.velocity[n])) < CONFIRMED * float(
             np.linalg.norm(evidence.velocity[n])
         )
-        least = JUMP_PX if after or confirmed else max(JUMP_PX, diameter)
+        least = JUMP_PX if after or confirmed else max(JUMP_PX, wide)
         if away > JUMP_FACTOR * float(np.linalg.norm(beside, axis=1).max()) + least:
             return n
     return None
@@ -339,7 +335,7 @@ def _appears(evidence: Evidence) -> bool:
     if not len(seen) or seen[0] < LATE_FRAMES:
         return False
     x, y = evidence.position[seen[0]]
-    return bool(min(x, y, evidence.width / evidence.height - x, 1 - y) > _diameter(evidence.area))
+    return bool(min(x, y, evidence.width / evidence.height - x, 1 - y) > diameter(evidence.area))
 
 
 def disagreement(ours: Float[np.ndarray, "N 2"], theirs: Float[np.ndarray, "N 2"], window: Window) -> float | None:

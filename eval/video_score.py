@@ -53,7 +53,8 @@ class VideoScore(Config):
         source: which instrument the kinematics come from. window: first and last frame of the stretch where one law
             holds. coverage: share of the moving time that it covers.
         acceleration: fitted over the window, H/s^2; acceleration_magnitude: its length; acceleration_px: in
-            px/frame^2 of the measured pixels; acceleration_error: its standard error, H/s^2.
+            px/frame^2 of the measured pixels; acceleration_error: its standard error, H/s^2; acceleration_metres: its
+            length in m/s^2, and metres_per_height: metres in one frame height, where a scale was given.
         start_velocity, start_speed: of the fit at the window's first frame, H/s.
         kinematic_residual: root mean square change of acceleration from frame to frame, H/s^2, lower is better;
             residual_floor: what perfect clips get; relative_residual: over acceleration_magnitude.
@@ -91,6 +92,8 @@ class VideoScore(Config):
     acceleration_magnitude: float | None = None
     acceleration_px: float | None = None
     acceleration_error: float | None = None
+    acceleration_metres: float | None = None
+    metres_per_height: float | None = None
     start_velocity: Vector | None = None
     start_speed: float | None = None
     kinematic_residual: float | None = None

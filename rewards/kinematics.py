@@ -84,6 +84,29 @@ def object_velocity(field: Float[Tensor, "B N 2 H W"], support: Float[Tensor, "B
     return torch.where(measured[..., None], velocity, torch.full_like(velocity, torch.nan))
 
 
+def centroid(masks: Float[Tensor, "B T H W"]) -> Float[Tensor, "B T 2"]:
+    """Where a soft mask has its centre of area.
+
+    Args:
+        masks: soft masks of the object, in [0, 1].
+    Returns:
+        H, x right, y down, from the top left corner; NaN where the mask covers less than `MIN_SUPPORT_SHARE`.
+    Source: physics.md §2.
+    """
+    height, width = masks.shape[-2:]
+    rows, columns = (torch.arange(n, device=masks.device, dtype=masks.dtype) + 0.5 for n in (height, width))
+    moments = torch.stack([masks.sum(-2) @ columns, masks.sum(-1) @ rows], -1) / height
+    total = masks.sum((-2, -1))
+    measured = total > MIN_SUPPORT_SHARE * height * width
+    centre = moments / torch.where(measured, total, torch.ones_like(total))[..., None]
+    return torch.where(measured[..., None], centre, torch.full_like(centre, torch.nan))
+
+
+def step_velocity(position: Float[Tensor, "B T 2"], fps: Float[Tensor, "B"]) -> Float[Tensor, "B T-1 2"]:
+    """v_n = (p_(n+1) - p_n) fps: H/s from places in H; NaN beside a place that isn't known."""
+    return (position[:, 1:] - position[:, :-1]) * fps.to(position.dtype)[:, None, None]
+
+
 def valid_velocities(valid: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T-1"]:
     """A velocity counts if both of its frames lie in the valid window."""
     return valid[:, :-1] & valid[:, 1:]

@@ -40,6 +40,13 @@ def line_fit(observation: Observation, name: Support) -> Float[Tensor, "B"]:
     return _each_track(lambda velocity, valid, fps: kinematics.fit(velocity, valid, fps).residual, observation, name)
 
 
+def centroid(observation: Observation, name: Support) -> Float[Tensor, "B"]:
+    """Mean square second difference of the velocity of the object's centroid, (H/s)^2, >= 0. The support plays no role:
+    the object is found by colour, wherever it is. A jump that is too far for the flow can't hide from it."""
+    velocity = kinematics.step_velocity(kinematics.centroid(observation.object_mask), observation.clips.fps)
+    return kinematics.second_difference(velocity, kinematics.valid_velocities(observation.valid))
+
+
 def acceleration(observation: Observation, name: Support) -> Float[Tensor, "B"]:
     """Squared error of the fitted acceleration against the reference's, (H/s^2)^2, >= 0; see
     `kinematics.acceleration_error`.
@@ -179,6 +186,7 @@ def find_term(name: str) -> Term:
 TERMS: dict[str, Term] = {
     "kinematic/second_difference": Term(second_difference, "(H/s)^2", "physics.md §3, ours", frozenset({"flow"})),
     "kinematic/fit": Term(line_fit, "(H/s)^2", "physics.md §3, ours", frozenset({"flow"})),
+    "kinematic/centroid": Term(centroid, "(H/s)^2", "ours", frozenset()),
     "kinematic/acceleration": Term(acceleration, "(H/s^2)^2", "ours", frozenset({"flow", "reference"})),
     "kinematic/velocity": Term(velocity, "(H/s)^2", "ours, imitation", frozenset({"flow", "reference"})),
     "kinematic/gravity": Term(gravity, "1", "physics.md §6, ours", frozenset({"flow", "law"})),

@@ -2,6 +2,7 @@
 
 Each corruption takes a scene and a strength in (0, 1] and gives a clip that begins with the true first frame. Strength
 0 is the true clip. Wrong motions are drawn anew, wrong looks are composed from the object and the empty background.
+What begins or ends at some moment does so before the first event: afterwards nothing is asked of a motion.
 Letters: T frames, H height, W width, p centres in world metres (T, 2).
 """
 
@@ -48,6 +49,11 @@ def corrupt(scene: Scene, name: str, strength: float) -> Clip:
     return replace(clip, masks=None, truth=None)
 
 
+def lawful_frames(scene: Scene) -> int:
+    """How many frames lie before the first event."""
+    return int((scene.times <= scene.trajectory.first_break() + 1e-9).sum())
+
+
 # ---- wrong motions --------------------------------------------------------------------------------------------------
 
 
@@ -71,32 +77,42 @@ def constant_speed(scene: Scene, strength: float, _: np.random.Generator) -> Arr
 
 
 def hover(scene: Scene, strength: float, _: np.random.Generator) -> Array:
-    """Stands still in mid-motion for up to half the clip, then goes on as if nothing had been."""
-    p, count = scene.centres(), scene.num_frames
+    """Stands still in mid-motion for up to half the law's time, then goes on as if nothing had been."""
+    p, count = scene.centres(), lawful_frames(scene)
     pause, middle = round(strength * count / 2), count // 4
-    frames = np.arange(count)
+    frames = np.arange(len(p))
     return p[np.where(frames <= middle, frames, np.maximum(middle, frames - pause))]
 
 
 def teleport(scene: Scene, strength: float, rng: np.random.Generator) -> Array:
-    """Jumps by up to 30 % of the frame halfway, in a random direction, and goes on from there."""
-    p, angle = scene.centres(), rng.uniform(0, 2 * np.pi)
-    p[scene.num_frames // 2 :] += 0.3 * strength * scene.view_m * np.array([np.cos(angle), np.sin(angle)])
+    """Jumps by up to 30 % of the frame halfway, to the side or up, and goes on from there."""
+    p, middle = scene.centres(), lawful_frames(scene) // 2
+    steep = np.pi / 4 if scene.wedge else 0.0  # not into the ramp
+    angles = rng.uniform(steep, np.pi - steep, 64)
+    jumps = 0.3 * scene.view_m * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    # the same way for all strengths: the one on which it stays in the picture even for 1, or nearly does
+    jump = min(jumps, key=lambda jump: _beyond_edges(scene, p[middle : lawful_frames(scene)] + jump))
+    p[middle:] += strength * jump
     return p
 
 
+def _beyond_edges(scene: Scene, centres: Array) -> float:
+    """How far the object would reach over the edges of the picture, in frame heights; 0 where it stays inside."""
+    inside = 0.5 - max(scene.half_size[:2]) / scene.view_m
+    return float((np.abs(scene.camera.to_image(centres) - 0.5) - inside).max(initial=0.0))
+
+
 def reverse(scene: Scene, strength: float, _: np.random.Generator) -> Array:
-    """Runs backwards from some moment on, at the latest halfway for strength 1."""
-    p, count = scene.centres(), scene.num_frames
-    turn = round((1 - 0.5 * strength) * (count - 1))
-    frames = np.arange(count)
-    return p[np.where(frames <= turn, frames, 2 * turn - frames)]
+    """Time runs slower from halfway on, and from strength .5 on backwards, in the end as fast as it ran before; what is
+    back where it began rests."""
+    times, turn = scene.times, scene.times[lawful_frames(scene) // 2]
+    return scene.centres(np.maximum(0, np.where(times <= turn, times, turn + (1 - 2 * strength) * (times - turn))))
 
 
 def freeze(scene: Scene, strength: float, _: np.random.Generator) -> Array:
     """Stands still from some moment on, from the start for strength 1."""
-    p, count = scene.centres(), scene.num_frames
-    return p[np.minimum(np.arange(count), round((1 - strength) * (count - 1)))]
+    p, count = scene.centres(), lawful_frames(scene)
+    return p[np.minimum(np.arange(len(p)), round((1 - strength) * (count - 1)))]
 
 
 # ---- wrong looks ----------------------------------------------------------------------------------------------------
@@ -105,7 +121,7 @@ def freeze(scene: Scene, strength: float, _: np.random.Generator) -> Array:
 @dataclass(frozen=True, eq=False)
 class Layers:
     """A clip taken apart: frames (T, 3, H, W), empty background (T, 3, H, W), soft masks (T, 1, H, W), and the share of
-    the clip that has passed in each frame, (T, 1, 1, 1) in [0, 1]."""
+    the law's time that has passed in each frame, (T, 1, 1, 1) in [0, 1]."""
 
     frames: Float[Tensor, "T 3 H W"]
     background: Float[Tensor, "T 3 H W"]
@@ -130,7 +146,7 @@ def _looks(scene: Scene, change: Callable[[Layers, float], Tensor], strength: fl
     clip = render(scene)
     background = render(scene, scene.centres() + FAR).frames
     assert clip.masks is not None, "the renderer gives them"
-    passed = torch.linspace(0, 1, clip.num_frames).reshape(-1, 1, 1, 1)
+    passed = (torch.arange(clip.num_frames) / (lawful_frames(scene) - 1)).clamp(max=1).reshape(-1, 1, 1, 1)
     layers = Layers(
         clip.frames, background, clip.masks[:, None], passed, stream_seed(scene.seed, 0, scene.index, "look")
     )

@@ -73,6 +73,14 @@ def teleport(scene: Scene) -> Clip:
     return moved(scene, jump)
 
 
+def far_teleport(scene: Scene) -> Clip:
+    """Too far for the flow."""
+    jump = np.zeros((scene.num_frames, 2))
+    way = np.sign(0.5 - scene.camera.to_image(scene.centres()[4:5])[0, 0])  # where there is room
+    jump[4:, 0] = way * 20 * px(scene)
+    return moved(scene, jump)
+
+
 def freeze(scene: Scene) -> Clip:
     return moved(scene, scene.centres()[:1] - scene.centres())
 
@@ -192,6 +200,8 @@ CAUGHT = [
     (jitter, "kinematic/second_difference", 3.0),
     (teleport, "kinematic/second_difference", 3.0),
     (wobble, "kinematic/fit", 3.0),
+    (jitter, "kinematic/centroid", 3.0),
+    (far_teleport, "kinematic/centroid", 100.0),
     (freeze, "kinematic/acceleration", 3.0),
     (wrong_gravity, "kinematic/acceleration", 3.0),
     (wrong_gravity, "kinematic/gravity", 3.0),
@@ -223,6 +233,7 @@ def test_each_trick_is_caught_by_its_term_through_the_networks(
 FLOOR = {
     "kinematic/second_difference": 0.1 * PX2,
     "kinematic/fit": 0.02 * PX2,
+    "kinematic/centroid": 0.1 * PX2,
     "kinematic/acceleration": 0.1,
     "kinematic/gravity": 0.1,
     "imitation/flow": 0.001,

@@ -69,6 +69,24 @@ def test_only_residuals_within_the_valid_window_count() -> None:
     assert kinematics.second_difference(velocity, all_valid(velocity)).item() > 0.1
 
 
+def test_the_centroid_of_a_hand_made_mask_and_of_none() -> None:
+    masks = torch.zeros(1, 2, 4, 8)
+    masks[0, 0, 1, 2:4] = torch.tensor([1.0, 0.5])  # centres of pixels: (2.5, 1.5) and (3.5, 1.5) px
+    centre = kinematics.centroid(masks)
+    assert centre[0, 0].tolist() == pytest.approx([(2.5 + 0.5 * 3.5) / 1.5 / 4, 1.5 / 4])
+    assert centre[0, 1].isnan().all()
+    assert kinematics.step_velocity(centre, torch.tensor([10.0])).isnan().all()
+
+
+@given(st.integers(0, 2**31))
+def test_a_centroid_goes_where_its_mask_goes_and_has_the_right_gradient(seed: int) -> None:
+    masks = torch.rand(1, 3, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 0.01
+    rolled = torch.nn.functional.pad(masks, (2, 0, 1, 0))
+    apart = kinematics.centroid(rolled) * 6 - kinematics.centroid(masks) * 5  # px
+    assert torch.allclose(apart, torch.tensor([2.0, 1.0], dtype=torch.float64))
+    assert torch.autograd.gradcheck(kinematics.centroid, masks.requires_grad_(True))
+
+
 def test_unmeasured_velocities_are_left_out_and_reach_no_gradient() -> None:
     velocity = line((1, 0), (0, 3)).clone()
     velocity[0, 5] = torch.nan
