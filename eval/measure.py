@@ -20,6 +20,7 @@ from newtonrewards.core.given import masks_of, track_of
 from newtonrewards.core.video import Stretch, read_stretches, to_8bit
 from newtonrewards.core.workers import ahead
 from newtonrewards.eval.constancy import area_change, constancy
+from newtonrewards.eval.evidence import Evidence
 from newtonrewards.eval.find import Found, find_object
 from newtonrewards.eval.instruments import MATCHED, Instrument, best_of, good, instruments_of, second
 from newtonrewards.eval.laws import LawFit
@@ -33,8 +34,8 @@ from newtonrewards.eval.scale import NO_SCALE, Scale
 from newtonrewards.eval.segment import channels_last
 from newtonrewards.eval.stabilise import stabilise
 from newtonrewards.eval.tracks import centroid
-from newtonrewards.eval.vanish import vanished_at
-from newtonrewards.eval.verdict import Evidence, drifting, judge, within_itself
+from newtonrewards.eval.vanish import jumped_at, vanished_at
+from newtonrewards.eval.verdict import drifting, judge, within_itself
 from newtonrewards.eval.video_score import Motion, Vector, VideoScore
 from newtonrewards.rewards import kinematics, sentinels
 from newtonrewards.rewards.flow import RaftFlow
@@ -282,6 +283,7 @@ def _evidence(
         position=position,
         area=area,
         vanished=vanished_at(frames, soft),
+        jumped=jumped_at(frames, soft),
         light=frames.mean(axis=(1, 2, 3)),
         even=clip.source.even,
         others=found.others,

@@ -1,14 +1,16 @@
-"""Does an object stop existing in mid-motion?
+"""Does an object stop existing in mid-motion, or stand somewhere else all at once?
 
 That masks lose it says little: it may have bounced, be a blur, or lie still and have become background. It vanished if
-it moved, would still be in the picture, and nothing is to be seen where it could have gone.
+it moved, would still be in the picture, and nothing is to be seen where it could have gone. It jumped if in the very
+frame in which it left its place, something of its size and colour came up too far away.
 Letters: T frames, H height, W width; lengths in H unless they end in px.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from scipy import ndimage
 
 from newtonrewards.eval.tracks import centroid, whole
 
@@ -19,6 +21,9 @@ MOVING_PX, LOST_STEPS = 0.3, 3
 SEEN_SHARE, SEEN_CHANGE = 0.5, 0.1
 # It is looked for in so many frames, as far away as that many of its last steps.
 LOOK_FRAMES, LOOK_STEPS = 4, 5
+# It has left its place if so much of it changes. What comes up elsewhere is the object if it is that share of all that
+# changes there, between half and twice its size, and its colour is no further away than that (RGB in [0, 1]).
+LEFT_SHARE, ALONE_SHARE, ALIKE = 0.6, 0.5, 0.1
 
 
 def vanished_at(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> int | None:
@@ -61,3 +66,53 @@ def _seen_near(
     after = box[last + 1 : last + 1 + LOOK_FRAMES]
     differs = np.abs(after - np.median(box, axis=0)).max(axis=-1) > SEEN_CHANGE
     return bool((differs.sum(axis=(1, 2)) > SEEN_SHARE * area_px).any())
+
+
+def jumped_at(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> int | None:
+    """Last frame before the object stands elsewhere all at once; None if it never does.
+
+    Masks may lose it there, follow it, or see it only afterwards: time is therefore looked at both ways.
+    """
+    there = _leap(frames, soft)
+    if there is not None:
+        return there
+    back = _leap(frames[::-1], soft[::-1])
+    return None if back is None else len(frames) - 2 - back
+
+
+def _leap(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> int | None:
+    position, area = centroid(soft)
+    position, seen = position * frames.shape[1], whole(area)
+    if not len(seen):
+        return None
+    size = 2 * float(np.sqrt(np.median(area[seen]) / np.pi)) * frames.shape[1]
+    for place, frame in enumerate(seen):
+        if frame + 1 >= len(frames):
+            break
+        steps = np.diff(position[seen[max(0, place - 3) : place + 1]], axis=0)
+        speed = float(np.linalg.norm(steps, axis=1).max()) if len(steps) else 0.0
+        reach = size + LOOK_STEPS * speed
+        away = float(np.linalg.norm(position[frame + 1] - position[frame]))  # NaN where it is lost
+        if not away <= reach and _stands_elsewhere(frames[frame], frames[frame + 1], soft[frame] > 0.5, reach):
+            return int(frame)
+    return None
+
+
+def _stands_elsewhere(
+    before: Float[np.ndarray, "H W 3"], after: Float[np.ndarray, "H W 3"], place: Bool[np.ndarray, "H W"], reach: float
+) -> bool:
+    """Whether what was at a place is gone from there, and its like further away than `reach` px, from one frame to the
+    next."""
+    differs = np.abs(after - before).max(axis=-1) > SEEN_CHANGE
+    if not place.any() or differs[place].mean() < LEFT_SHARE:
+        return False
+    far = differs & (ndimage.distance_transform_edt(~place) > reach - np.sqrt(place.sum() / np.pi))
+    labels, count = ndimage.label(far)
+    if not count:
+        return False
+    sizes = np.bincount(labels.ravel())[1:]
+    patch = labels == 1 + int(sizes.argmax())
+    alone = sizes.max() > ALONE_SHARE * far.sum()
+    sized = 0.5 < sizes.max() / place.sum() < 2
+    alike = float(np.abs(after[patch].mean(axis=0) - before[place].mean(axis=0)).max()) < ALIKE
+    return bool(alone and sized and alike)

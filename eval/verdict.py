@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from newtonrewards.eval.constancy import Constancy
+from newtonrewards.eval.evidence import Evidence
 from newtonrewards.eval.find import Smooth, resting, smooth_run
-from newtonrewards.eval.laws import SIGNIFICANT, LawFit, broken
+from newtonrewards.eval.interruptions import jerk, jump_at, told_jump
+from newtonrewards.eval.laws import broken
 from newtonrewards.eval.results import finite
 from newtonrewards.eval.scale import diameter
-from newtonrewards.eval.video_score import Motion, ObjectPath, Verdict
+from newtonrewards.eval.video_score import ObjectPath, Verdict
 from newtonrewards.rewards.window import Window
 
 # Under this way the motion drowns in the noise of any instrument.
@@ -25,8 +25,6 @@ SMOOTH_VELOCITIES, SMOOTH_CHANGE, SMOOTH_GAIN = 10, 0.3, 12.0
 CAMERA = "a wide lens, a slant or drag do that"
 # The camera may make one end of a run weaker, to no less than this share.
 PERSPECTIVE = 0.25
-# What was let go gets no faster in its first frame than in so many frames of its fall.
-JERK_FRAMES = 2.5
 # What goes less far than so many of its own widths has masks that can't be trusted with its size.
 WIDTHS = 1.0
 # First seen after so many frames is late.
@@ -40,55 +38,11 @@ LIGHT_CHANGE = 0.3
 BLAME_CONFIDENCE = 0.5
 # Both instruments differ by this share of the speed even on perfect clips; what is more costs confidence one to one.
 AGREEMENT = 0.15
-# A step that is off those beside it by so many times their size, and so many px more, is a jump. Where the object isn't
-# seen afterwards, the other instrument must see the same step to this share, or it must be as long as the object.
-JUMP_FACTOR, JUMP_PX, CONFIRMED = 2.0, 3.0, 0.3
 # 1 - cos of the look, |log| of the area, changes of the mean colour (RGB in [0, 1]) over the window and from frame to
 # frame above which the object isn't the same any more. Over 150 true clips no value is above half of these.
 LEAST_MASS, LEAST_AREA, LEAST_COLOUR, LEAST_FLICKER = 0.4, 0.5, 0.2, 0.12
 # Scales on which quality falls to 1/e: unsteadiness as a share of the speed, look, area, colour, flicker.
 STEADY_SCALE, MASS_SCALE, AREA_SCALE, COLOUR_SCALE, FLICKER_SCALE = 0.2, 0.25, 0.5, 0.15, 0.15
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What was measured.
-
-    Attributes:
-        reason: why no object was found, empty if one was.
-        source: instrument of `velocity`. velocity: (N, 2) H/s. other: that of the other instrument, or None.
-        window: lawful stretch of `velocity`.
-        fit: line through `velocity` in the window, None where there is none. constancy: of the object over the window.
-        sized: the change of its area can be trusted, however little it moves.
-        smooth: run around the window in which acceleration changes steadily; None: it doesn't.
-        motion: what the video is said to show. metres: in one frame height, None if nobody knows.
-        position: (T, 2) H. area: (T,) H^2.
-        vanished: first frame without the object, where it stopped existing in mid-motion (`vanish.vanished_at`).
-        light: (T,) mean brightness of the picture, in [0, 1]. even: frames lie at even times.
-        others: things that moved for about as long. first_frame: number of the first frame in the video.
-    """
-
-    reason: str
-    source: str
-    window: Window
-    fit: LawFit | None
-    constancy: Constancy
-    sized: bool
-    smooth: Smooth | None
-    motion: Motion
-    metres: float | None
-    velocity: Float[np.ndarray, "N 2"]
-    other: Float[np.ndarray, "N 2"] | None
-    position: Float[np.ndarray, "T 2"]
-    area: Float[np.ndarray, " T"]
-    vanished: int | None
-    light: Float[np.ndarray, " T"]
-    even: bool
-    others: int
-    first_frame: int
-    fps: float
-    height: int
-    width: int
 
 
 def judge(evidence: Evidence) -> dict[str, Any]:
@@ -123,6 +77,8 @@ def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdic
     if way < LEAST_WAY_PX:
         return "cannot_tell", [f"hardly anything moves ({way:.1f} px)"]
     blame = confidence >= BLAME_CONFIDENCE
+    if evidence.jumped is not None:
+        return "unlawful", [told_jump(evidence, evidence.jumped)]  # seen in the pixels themselves
     if evidence.vanished is not None:
         told = f"the object is gone from frame {evidence.first_frame + evidence.vanished} on, in mid-motion"
         return ("unlawful" if blame else "cannot_tell"), [told]
@@ -141,7 +97,7 @@ def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdic
         return "cannot_tell", [f"it moves in {moving} frames only"]
     wrong = (
         unsteady
-        + _jerk(evidence)
+        + jerk(evidence)
         + _changed(evidence)
         + ([] if evidence.fit is None else broken(evidence.motion, evidence.fit, evidence.metres))
     )
@@ -166,32 +122,15 @@ def _agree_throughout(evidence: Evidence) -> bool:
 
 def _unsteady(evidence: Evidence, moving: int) -> list[str]:
     """Why no single law holds for long enough, or nothing."""
-    jump, count = _jump_at(evidence), len(evidence.window)
+    jump, count = jump_at(evidence), len(evidence.window)
     if jump is not None:
-        return [
-            f"the object jumps between the frames {evidence.first_frame + jump} and {evidence.first_frame + jump + 1}"
-        ]
+        return [told_jump(evidence, jump)]
     if count and (count >= STEADY_SHARE * moving or count >= STEADY_VELOCITIES):
         return []
     if not count:
         return ["no stretch of five frames follows one law of constant acceleration"]
     stretch = _frames(evidence, evidence.window)
     return [f"one law holds in {stretch} only, {count} of {moving} moving intervals"]
-
-
-def _jerk(evidence: Evidence) -> list[str]:
-    """For falls: what rests and then moves at once at speed was not let go."""
-    start, fit = evidence.window.start, evidence.fit
-    if evidence.motion != "fall" or fit is None or start < 2:
-        return []
-    rests = resting(evidence.velocity, evidence.fps, evidence.height)[start - 2 : start]
-    speed = float(np.linalg.norm(fit.start))
-    let_go = (
-        JERK_FRAMES / evidence.fps * float(np.linalg.norm(fit.acceleration)) + SIGNIFICANT * fit.error * fit.seconds
-    )
-    if not rests.all() or speed <= let_go:
-        return []
-    return [f"it rests until frame {evidence.first_frame + start} and then moves at {speed:.2f} H/s at once"]
 
 
 def _frames(evidence: Evidence, run: Window | Smooth) -> str:
@@ -301,28 +240,6 @@ def _way_px(evidence: Evidence) -> float:
     return float(np.linalg.norm(np.ptp(path, axis=0))) * evidence.height
 
 
-def _jump_at(evidence: Evidence) -> int | None:
-    """A single interval in which the object goes another way than just before and after, and much further: no bounce
-    does that, since between two velocities it only passes through what lies between them."""
-    step = evidence.velocity * evidence.height / evidence.fps
-    seen = [bool(np.isfinite(v).all()) for v in step]
-    other = step if evidence.other is None else evidence.other
-    wide = diameter(evidence.area) * evidence.height
-    for n in range(1, len(step)):
-        if not (seen[n] and seen[n - 1] and np.isfinite(other[n]).all()):
-            continue  # what only one of two instruments saw may be its own mistake
-        after = n + 1 < len(step) and seen[n + 1]
-        beside = step[[n - 1, n + 1]] if after else step[[n - 1]]
-        away = float(np.linalg.norm(step[n] - beside.mean(axis=0)))
-        confirmed = float(np.linalg.norm(other[n] - evidence.velocity[n])) < CONFIRMED * float(
-            np.linalg.norm(evidence.velocity[n])
-        )
-        least = JUMP_PX if after or confirmed else max(JUMP_PX, wide)
-        if away > JUMP_FACTOR * float(np.linalg.norm(beside, axis=1).max()) + least:
-            return n
-    return None
-
-
 def _moving(evidence: Evidence) -> int:
     """Intervals in which the object is seen and doesn't rest."""
     known = np.isfinite(evidence.velocity).all(axis=1)
@@ -371,7 +288,7 @@ def _confidence(evidence: Evidence, apart: float | None) -> tuple[float, list[st
         doubts.append(f"the whole picture's brightness changes by {light:.0%}")
     if not evidence.even:
         doubts.append("frames come at uneven times")
-    if _appears(evidence):
+    if _appears(evidence) and evidence.jumped is None:
         confidence *= 0.45
         doubts.append("it is first seen in mid-picture")
     if len(evidence.window) and _unsized(evidence):

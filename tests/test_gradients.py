@@ -26,7 +26,14 @@ SIZE, TIME, BATCH = 12, 6, 2
 # Rms change of a pixel. Features of flat walls bend sharply: mass/paired falls up to 2e-4 and rises again from 5e-4.
 STEP = 5e-5
 SUPPORTS: tuple[Support, ...] = ("mask", "advected", "carried", "colour", "motion", "pixel")
-WITHOUT_SUPPORT = ("mass/paired", "mass/area", "imitation/flow", "imitation/mask", "imitation/depth")
+WITHOUT_SUPPORT = (
+    "kinematic/centroid",
+    "mass/paired",
+    "mass/area",
+    "imitation/flow",
+    "imitation/mask",
+    "imitation/depth",
+)
 USES_SUPPORT = [name for name in TERMS if name not in WITHOUT_SUPPORT]
 CASES = [
     (name, support)
