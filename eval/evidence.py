@@ -10,6 +10,7 @@ from jaxtyping import Float
 from newtonrewards.eval.constancy import Constancy
 from newtonrewards.eval.find import Smooth
 from newtonrewards.eval.laws import LawFit
+from newtonrewards.eval.scale import Metres
 from newtonrewards.eval.video_score import Motion
 from newtonrewards.rewards.window import Window
 
@@ -25,7 +26,7 @@ class Evidence:
         fit: line through `velocity` in the window, None where there is none. constancy: of the object over the window.
         sized: the change of its area can be trusted, however little it moves.
         smooth: run around the window in which acceleration changes steadily; None: it doesn't.
-        motion: what the video is said to show. metres: in one frame height, None if nobody knows.
+        motion: what the video is said to show. metres: the scale, None if nobody knows.
         position: (T, 2) H. area: (T,) H^2.
         vanished: first frame without the object, where it stopped existing in mid-motion (`vanish.vanished_at`).
         jumped: last frame before it stands elsewhere all at once (`vanish.jumped_at`).
@@ -41,7 +42,7 @@ class Evidence:
     sized: bool
     smooth: Smooth | None
     motion: Motion
-    metres: float | None
+    metres: Metres | None
     velocity: Float[np.ndarray, "N 2"]
     other: Float[np.ndarray, "N 2"] | None
     position: Float[np.ndarray, "T 2"]

@@ -48,6 +48,11 @@ class Instrument:
     def name(self) -> str:
         return self.masks if self.method is None else f"{self.method} under {self.masks}"
 
+    @property
+    def outlined(self) -> bool:
+        """Whether the masks are the object's outline, and not a patch that holds it."""
+        return self.masks != MATCHED
+
 
 def instruments_of(clip: Clip, name: str, soft: Float[np.ndarray, "T H W"], seen: Seen | None) -> list[Instrument]:
     """All ways to measure velocity with these masks: their centres first."""

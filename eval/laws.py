@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.constants import g as GRAVITY  # m/s^2
 
+from newtonrewards.eval.scale import Metres
 from newtonrewards.eval.video_score import Motion
 
 # Directions are right within this angle, in degrees: a camera is rarely held straighter.
@@ -24,8 +25,8 @@ SIGNIFICANT = 3.0
 SPEED_CHANGE = 0.25
 # A fall may drift sideways by this share of its speed, and rise by this many H/s.
 SIDEWAYS, RISE = 0.25, 0.15
-# Gravity is right within this share: drag, and a scale that was read off a picture.
-GRAVITY_SHARE = 0.25
+# Gravity is right within this share and that by which the scale may be off: drag, a slant, the measurement.
+GRAVITY_SHARE = 0.2
 # A slope is known within this many degrees, from the way in the picture.
 SLOPE = 5.0
 # The least share of gravity's pull along a slope that brakes what goes up: that of a hoop which rolls. What slides
@@ -60,11 +61,11 @@ class LawFit:
         return float(np.sqrt((self.mean**2).sum() + (change**2).sum() / 12))
 
 
-def broken(motion: Motion, fit: LawFit, metres: float | None = None) -> list[str]:
+def broken(motion: Motion, fit: LawFit, metres: Metres | None = None) -> list[str]:
     """What is wrong with a motion of this kind, in words; nothing for `auto`.
 
     Args:
-        metres: in one frame height. Without it the size of g isn't judged.
+        metres: the scale. Without it the size of g isn't judged.
     Source: physics.md §8; with a scale ours.
     """
     match motion:
@@ -114,17 +115,18 @@ def _along_the_way(fit: LawFit) -> list[str]:
     return [f"the way bends: acceleration across it is {across:.2f} H/s², along it {along:.2f}"]
 
 
-def _falls(fit: LawFit, metres: float | None) -> list[str]:
+def _falls(fit: LawFit, metres: Metres | None) -> list[str]:
     """What flies freely has the acceleration of gravity."""
     if metres is None:
         return []
-    size = float(np.linalg.norm(fit.acceleration)) * metres
-    if abs(size - GRAVITY) <= GRAVITY_SHARE * GRAVITY + SIGNIFICANT * fit.error * metres:
+    size = float(np.linalg.norm(fit.acceleration)) * metres.per_height
+    unsure = (GRAVITY_SHARE + metres.off) * GRAVITY + SIGNIFICANT * fit.error * metres.per_height
+    if abs(size - GRAVITY) <= unsure:
         return []
     return [f"it falls with {size:.1f} m/s², not {GRAVITY:.1f}, if scale and frame rate are right"]
 
 
-def _slides(fit: LawFit, metres: float | None) -> list[str]:
+def _slides(fit: LawFit, metres: Metres | None) -> list[str]:
     """Down a ramp nothing speeds up more than without friction; up, all is braked by gravity at least."""
     speed = float(np.linalg.norm(fit.mean))
     # what turns back within the window has no one way
@@ -132,10 +134,10 @@ def _slides(fit: LawFit, metres: float | None) -> list[str]:
         return []
     way = fit.mean / speed
     slope = math.asin(min(1.0, abs(float(way[1]))))
-    gain = float(fit.acceleration @ way) * metres
-    unsure = SIGNIFICANT * fit.error * metres
-    steepest = GRAVITY * math.sin(min(math.pi / 2, slope + math.radians(SLOPE))) * (1 + GRAVITY_SHARE)
-    flattest = GRAVITY * math.sin(max(0.0, slope - math.radians(SLOPE))) * (1 - GRAVITY_SHARE) * ROLLING_UP
+    gain = float(fit.acceleration @ way) * metres.per_height
+    unsure, share = SIGNIFICANT * fit.error * metres.per_height, GRAVITY_SHARE + metres.off
+    steepest = GRAVITY * math.sin(min(math.pi / 2, slope + math.radians(SLOPE))) * (1 + share)
+    flattest = GRAVITY * math.sin(max(0.0, slope - math.radians(SLOPE))) * (1 - share) * ROLLING_UP
     degrees = f"a slope of {math.degrees(slope):.0f} degrees"
     if way[1] >= 0 and gain > steepest + unsure:
         return [f"it speeds up by {gain:.1f} m/s² on {degrees}: more than without friction"]

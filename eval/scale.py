@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+
+# A scale may be off by this share: one that somebody read off a picture, and one from the width of masks (within 10 %
+# in clips by an imperfect camera, 16 % too narrow on a real ball).
+READ_OFF, MASKS_OFF = 0.05, 0.15
+
+
+class Metres(NamedTuple):
+    """Metres in one frame height at the object's distance, and the share by which that may be off."""
+
+    per_height: float
+    off: float
 
 
 @dataclass(frozen=True)
@@ -20,16 +33,16 @@ class Scale:
     metres_per_height: float | None = None
     object_metres: float | None = None
 
-    def metres(self, area: Float[np.ndarray, " T"]) -> float | None:
-        """Metres in one frame height, None where nothing tells.
+    def metres(self, area: Float[np.ndarray, " T"] | None) -> Metres | None:
+        """The scale of a video, None where nothing tells it.
 
         Args:
-            area: of the object in each frame, H^2.
+            area: of the object in each frame, H^2; None where the masks don't know it.
         """
-        if self.object_metres is None:
-            return self.metres_per_height
-        wide = diameter(area)
-        return self.object_metres / wide if wide > 0 else None
+        if self.metres_per_height is not None:
+            return Metres(self.metres_per_height, READ_OFF)
+        wide = 0.0 if area is None else diameter(area)
+        return Metres(self.object_metres / wide, MASKS_OFF) if self.object_metres is not None and wide > 0 else None
 
 
 NO_SCALE = Scale()

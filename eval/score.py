@@ -277,6 +277,19 @@ def _segmenter(a: argparse.Namespace) -> str | None:
     return str(a.segmenter_weights)
 
 
+def _options(a: argparse.Namespace) -> Options:
+    """How the videos are read and judged.
+
+    Raises:
+        InputError: a scale that nothing tells, and see `_segmenter`.
+    """
+    if a.tracks is not None and a.object_metres is not None:
+        fix = "Give --metres-per-height instead."
+        raise InputError("a track doesn't show how wide the object is", where="--object-metres", fix=fix)
+    asked = {name: getattr(a, name) for name in Options.__dataclass_fields__ if name != "segmenter"}
+    return Options(**asked, segmenter=_segmenter(a))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """0: every video was scored; 1: some files couldn't be, the others are."""
     tqdm.monitor_interval = 0  # no thread beside this one, so that workers can be forks
@@ -285,8 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if shard.count > 1 and a.out is None:
         raise InputError("parts of the work need a place to meet", where="--shard", fix="Give --out.")
     flow = None if a.flow == "none" else FlowConfig(network=a.flow, weights=a.flow_weights)
-    asked = {name: getattr(a, name) for name in Options.__dataclass_fields__ if name != "segmenter"}
-    options = Options(**asked, segmenter=_segmenter(a))
+    options = _options(a)
     films = None if a.no_report or a.out is None else a.out
     if films is not None:
         output_folder(films / OVERLAYS)

@@ -17,7 +17,7 @@ from newtonrewards.core.video import write_video
 from newtonrewards.eval import score
 from newtonrewards.eval.laws import LawFit, broken
 from newtonrewards.eval.measure import Flow, measure_clip
-from newtonrewards.eval.scale import Scale
+from newtonrewards.eval.scale import READ_OFF, Metres, Scale
 from newtonrewards.eval.video_score import Motion
 from newtonrewards.simulation.corrupt import corrupt
 from newtonrewards.simulation.render import render
@@ -38,15 +38,15 @@ def in_heights(fit: LawFit, metres: float) -> LawFit:
 @given(st.floats(0.1, 30), st.floats(0, 5), st.floats(-4, 4))
 def test_what_falls_with_g_is_lawful_at_any_scale(metres: float, down: float, across: float) -> None:
     fall, throw = line((0, down), (0, G)), line((across, -down), (0, G))
-    assert not broken("fall", in_heights(fall, metres), metres)
-    assert not broken("throw", in_heights(throw, metres), metres)
+    assert not broken("fall", in_heights(fall, metres), Metres(metres, READ_OFF))
+    assert not broken("throw", in_heights(throw, metres), Metres(metres, READ_OFF))
 
 
 @given(st.floats(0.1, 30), st.floats(0.1, 0.65) | st.floats(1.35, 4))
 def test_another_g_is_found_out_by_a_scale_only(metres: float, share: float) -> None:
     fall = in_heights(line((0, 0), (0, share * G)), metres)
     assert not broken("fall", fall)
-    (reason,) = broken("fall", fall, metres)
+    (reason,) = broken("fall", fall, Metres(metres, READ_OFF))
     assert f"{share * G:.1f} m/s²" in reason
 
 
@@ -60,7 +60,7 @@ def slope(degrees: float, speed: float, pull: float) -> LawFit:
 def test_down_a_ramp_friction_may_do_anything_but_push(degrees: float, friction: float, metres: float) -> None:
     angle = math.radians(degrees)
     pull = G * (math.sin(angle) - friction * math.cos(angle))
-    assert not broken("ramp", in_heights(slope(degrees, 3.0, pull), metres), metres)
+    assert not broken("ramp", in_heights(slope(degrees, 3.0, pull), metres), Metres(metres, READ_OFF))
 
 
 @given(st.floats(10, 60), st.sampled_from([0.5, 0.6, 5 / 7, 1.0]), st.floats(0, 1), st.floats(0.1, 20))
@@ -70,14 +70,14 @@ def test_up_a_ramp_gravity_brakes_and_friction_besides(
     """A hoop, a hollow ball and a ball that roll; a box that slides."""
     angle = math.radians(degrees)
     brake = G * (math.sin(angle) * rolling if rolling < 1 else math.sin(angle) + friction * math.cos(angle))
-    assert not broken("ramp", in_heights(slope(degrees, -8.0, brake), metres), metres)
+    assert not broken("ramp", in_heights(slope(degrees, -8.0, brake), metres), Metres(metres, READ_OFF))
 
 
 @pytest.mark.parametrize(("speed", "share", "reason"), [(1.0, 1.8, "without friction"), (-8.0, 0.2, "gravity alone")])
 def test_a_ramp_that_pushes_or_lets_go_is_found_out(speed: float, share: float, reason: str) -> None:
     fit = slope(30.0, speed, share * G * math.sin(math.radians(30)))
     assert not broken("ramp", fit)
-    assert reason in broken("ramp", fit, 1.0)[0]
+    assert reason in broken("ramp", fit, Metres(1.0, READ_OFF))[0]
 
 
 def scene_of(primitive: str) -> Scene:
@@ -123,6 +123,9 @@ def test_the_command_takes_a_scale(tmp_path: Path, capsys: pytest.CaptureFixture
     assert record["acceleration_metres"] == pytest.approx(2 * G, rel=0.15)
     assert record["metres_per_height"] == pytest.approx(2 * metres_of(clip))
     assert "m/s², not 9.8" in "; ".join(record["reasons"])
+    track = ["--tracks", str(tmp_path / "track.csv"), "--object-metres", "0.1"]
+    assert run_command(score.main, [*plain, *track]) == 2
+    assert "--metres-per-height" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         score.main([*plain, "--object-metres", "0"])
     assert "is not a number above 0" in capsys.readouterr().err
