@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-
 # A scale may be off by this share: one that somebody read off a picture, and one from the width of masks (within 10 %
 # in clips by an imperfect camera, 16 % too narrow on a real ball).
 READ_OFF, MASKS_OFF = 0.05, 0.15
