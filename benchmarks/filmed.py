@@ -128,7 +128,8 @@ def followed(score: VideoScore, truth: Truth) -> Truth | BystanderTruth:
     if x is None or y is None:
         return truth
     place = np.array([x, y])
-    return min((truth, *truth.bystanders), key=lambda one: float(np.linalg.norm(one.position[middle].numpy() - place)))
+    bodies: list[Truth | BystanderTruth] = [truth, *truth.bystanders]
+    return min(bodies, key=lambda one: float(np.linalg.norm(one.position[middle].numpy() - place)))
 
 
 def verdicts(rows: list[tuple[Case, VideoScore, Truth]]) -> str:
