@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 
 from newtonrewards.eval.results import finite
+from newtonrewards.eval.tracks import whole
 from newtonrewards.rewards import mass
 from newtonrewards.rewards.window import Window
 
@@ -29,7 +30,8 @@ class Constancy:
             `rewards.mass.conserved`.
         area_change: log of its area at the end over that at the start.
         colour_change: distance of its mean colour at the end from that at the start, RGB in [0, 1].
-        flicker: root mean square second difference of its mean colour from frame to frame.
+        flicker: root mean square second difference of its mean colour from frame to frame; the only one that is
+            known without a window.
     """
 
     mass: float | None = None
@@ -44,17 +46,25 @@ def constancy(
     features: Float[np.ndarray, "T C"] | None,
     window: Window,
 ) -> Constancy:
-    """Measure an object under its soft masks; `features` are pooled over it, None without a network."""
+    """Measure an object under its soft masks; `features` are pooled over it, None without a network.
+
+    Without a window only its flicker, over the time in which it is seen as a whole.
+    """
     if not len(window):
-        return Constancy()
+        seen = whole(soft.sum(axis=(1, 2)))
+        return Constancy(flicker=_flicker(mean_colour(frames[seen], soft[seen]))) if len(seen) > 2 else Constancy()
     inside = slice(window.start, window.stop + 1)
     colour = mean_colour(frames[inside], soft[inside])
     return Constancy(
         mass=None if features is None else _mass(features[inside]),
         area_change=area_change(soft, window),
         colour_change=finite(float(np.linalg.norm(_end(colour) - _start(colour)))),
-        flicker=finite(float(np.sqrt((np.diff(colour, 2, axis=0) ** 2).sum(axis=1).mean()))),
+        flicker=_flicker(colour),
     )
+
+
+def _flicker(colour: Float[np.ndarray, "T 3"]) -> float | None:
+    return finite(float(np.sqrt((np.diff(colour, 2, axis=0) ** 2).sum(axis=1).mean())))
 
 
 def mean_colour(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> Float[np.ndarray, "T 3"]:

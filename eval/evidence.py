@@ -23,7 +23,8 @@ class Evidence:
         reason: why no object was found, empty if one was.
         source: instrument of `velocity`. velocity: (N, 2) H/s. other: that of the other instrument, or None.
         window: lawful stretch of `velocity`.
-        fit: line through `velocity` in the window, None where there is none. constancy: of the object over the window.
+        fit: line through `velocity` in the window, None where there is none. constancy: of the object over the window
+            (without one, its flicker while it is seen).
         sized: the change of its area can be trusted, however little it moves.
         smooth: run around the window in which acceleration changes steadily; None: it doesn't.
         motion: what the video is said to show. metres: the scale, None if nobody knows.
@@ -31,7 +32,8 @@ class Evidence:
         vanished: first frame without the object, where it stopped existing in mid-motion (`vanish.vanished_at`).
         jumped: last frame before it stands elsewhere all at once (`vanish.jumped_at`).
         light: (T,) mean brightness of the picture, in [0, 1]. even: frames lie at even times.
-        others: things that moved for about as long. first_frame: number of the first frame in the video.
+        shimmers: most of the picture changes a little all the time. others: things that moved for about as long.
+        first_frame: number of the first frame in the video.
     """
 
     reason: str
@@ -52,6 +54,7 @@ class Evidence:
     light: Float[np.ndarray, " T"]
     even: bool
     others: int
+    shimmers: bool
     first_frame: int
     fps: float
     height: int

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -23,8 +24,9 @@ from newtonrewards.rewards.window import PEAK, Window, longest_window, tolerance
 SHADOW = 0.55
 # Smallest colour difference to the background that counts, and how many times the noise it must be.
 DIFFERENCE, NOISE_FACTOR = 0.04, 6.0
-# With more changed pixels than this in a typical frame, the camera moves or the light changes.
-MOVING_CAMERA = 0.35
+# With more changed pixels than this in a typical frame, the camera moves, the light changes or all shimmers; then what
+# clearly stands out, in no more than that share, is an object.
+MOVING_CAMERA, OBJECT_SHARE = 0.35, 0.15
 # Shifts tried (px), and the smallest error that is more than rounding.
 SHIFT, LEAST_ERROR = 4, 0.003
 # A patch may be gone for so many frames and still be linked.
@@ -48,12 +50,14 @@ class Found:
         reason: why nothing was found, empty if something was.
         camera_moves: whether the background moves as a whole.
         others: how many other things moved for a similar time.
+        shimmers: whether most of the picture changes a little all the time, as dithered and many generated ones do.
     """
 
     soft: Float[np.ndarray, "T H W"]
     reason: str
     camera_moves: bool
     others: int
+    shimmers: bool = False
 
 
 @dataclass
@@ -95,13 +99,26 @@ def find_object(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Found:
     difference = changed(frames)
     noise = 1.4826 * float(np.median(difference))
     threshold = min(max(DIFFERENCE, NOISE_FACTOR * noise), 0.4)
+    shimmers = _usual_share(difference > threshold) > MOVING_CAMERA
+    if shimmers:
+        threshold = _split(difference)
     hard = difference > threshold
-    nothing = np.zeros(difference.shape, dtype=np.float32)
-    if float(np.median(hard.mean(axis=(1, 2)))) > MOVING_CAMERA:
+    if shimmers and _usual_share(hard) > OBJECT_SHARE:
+        nothing = np.zeros(difference.shape, dtype=np.float32)
         return Found(nothing, "the whole picture changes: the camera moves or the light does", False, 0)
     soft = np.clip((difference - 0.5 * threshold) / threshold, 0, 1).astype(np.float32)
     kept, others = follow(soft, hard, fps, frames.shape[1])
-    return Found(kept, "" if kept.any() else "nothing moves", False, others)
+    return Found(kept, "" if kept.any() else "nothing moves", False, others, shimmers)
+
+
+def _usual_share(hard: Bool[np.ndarray, "T H W"]) -> float:
+    return float(np.median(hard.mean(axis=(1, 2))))
+
+
+def _split(difference: Float[np.ndarray, "T H W"]) -> float:
+    """The difference that best parts a shimmering background from what stands out of it, by Otsu's method."""
+    levels = (difference.clip(0, 1) * 255).astype(np.uint8).reshape(1, -1)
+    return cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0] / 255
 
 
 def follow(

@@ -287,6 +287,7 @@ def _evidence(
         light=frames.mean(axis=(1, 2, 3)),
         even=clip.source.even,
         others=found.others,
+        shimmers=found.shimmers,
         first_frame=start,
         fps=float(clip.fps),
         height=frames.shape[1],
@@ -332,7 +333,7 @@ def _numbers(evidence: Evidence) -> dict[str, object]:
     """Kinematics inside the window, as fields of `VideoScore`."""
     fit, fps = evidence.fit, evidence.fps
     if fit is None:
-        return {}
+        return {**vars(evidence.constancy)}
     size = float(np.linalg.norm(fit.acceleration))
     # Both axes together, and per frame interval: how much the acceleration changes from frame to frame.
     residual = (

@@ -41,6 +41,8 @@ AGREEMENT = 0.15
 # 1 - cos of the look, |log| of the area, changes of the mean colour (RGB in [0, 1]) over the window and from frame to
 # frame above which the object isn't the same any more. Over 150 true clips no value is above half of these.
 LEAST_MASS, LEAST_AREA, LEAST_COLOUR, LEAST_FLICKER = 0.4, 0.5, 0.2, 0.12
+# Masks follow an object if they have it in this share of the frames, in steps shorter than itself.
+FOLLOWED_SHARE = 0.9
 # Scales on which quality falls to 1/e: unsteadiness as a share of the speed, look, area, colour, flicker.
 STEADY_SCALE, MASS_SCALE, AREA_SCALE, COLOUR_SCALE, FLICKER_SCALE = 0.2, 0.25, 0.5, 0.15, 0.15
 
@@ -89,6 +91,8 @@ def _verdict(evidence: Evidence, confidence: float, moving: int) -> tuple[Verdic
         unsteady = [_told(evidence, evidence.smooth)]
     elif evidence.smooth is not None and unsteady:
         return "cannot_tell", [f"{_told(evidence, evidence.smooth)}: {CAMERA}"]
+    if not len(evidence.window) and (flickers := _flickers(evidence)):
+        return "unlawful", flickers
     if unsteady and not (blame and _agree_throughout(evidence)):
         return "cannot_tell", ["no long law, but masks and flow don't agree well enough to blame the video"]
     if unsteady and not evidence.even:
@@ -174,8 +178,22 @@ def _changed(evidence: Evidence) -> list[str]:
     if found.colour_change is not None and found.colour_change > LEAST_COLOUR:
         reasons.append(f"the object changes its colour, by {found.colour_change:.2f} of full brightness")
     if found.flicker is not None and found.flicker > LEAST_FLICKER:
-        reasons.append(f"the object flickers, by {found.flicker:.2f} of full brightness")
+        reasons.append(_told_flicker(found.flicker))
     return reasons
+
+
+def _told_flicker(flicker: float) -> str:
+    return f"the object flickers, by {flicker:.2f} of full brightness"
+
+
+def _flickers(evidence: Evidence) -> list[str]:
+    """Where no law holds: whether one thing, which masks never lose, changes its colour all the time. That needs no
+    flow to be believed, and flow that fails is what such an object does to it."""
+    seen = np.isfinite(evidence.position).all(axis=1)
+    steps = np.linalg.norm(np.diff(evidence.position[seen], axis=0), axis=1)
+    followed = not evidence.others and seen.mean() >= FOLLOWED_SHARE and steps.max(initial=0) < diameter(evidence.area)
+    flicker = evidence.constancy.flicker
+    return [_told_flicker(flicker)] if followed and flicker is not None and flicker > 2 * LEAST_FLICKER else []
 
 
 def _resized(evidence: Evidence) -> str:
@@ -296,6 +314,9 @@ def _confidence(evidence: Evidence, apart: float | None) -> tuple[float, list[st
     if evidence.others:
         confidence *= 0.8
         doubts.append(f"{evidence.others} other things move too")
+    if evidence.shimmers:
+        confidence *= 0.8
+        doubts.append("most of the picture shimmers")
     if evidence.smooth is not None and _perspective(evidence.smooth):
         confidence *= 0.7
         doubts.append(f"not constant in the image: {_told(evidence, evidence.smooth)}; {CAMERA}")

@@ -425,6 +425,29 @@ def test_real_fall_through_a_wide_lens_is_flagged(flow: Flow) -> None:
     assert any("not constant in the image" in doubt for doubt in got.doubts)
 
 
+@pytest.mark.skipif(not VIDEOS, reason="set NEWTONREWARDS_VIDEOS to a folder with ai_fall_videocrafter2_frisbee.gif")
+def test_a_generated_object_that_changes_its_colour_is_found_out(flow: Flow) -> None:
+    """A dithered gif: a frisbee turns from pink to blue and back."""
+    got = measure_video(Path(VIDEOS or "") / "ai_fall_videocrafter2_frisbee.gif", Options(), flow).score
+    assert got.verdict == "unlawful"
+    assert "flickers" in got.reasons[0]
+
+
+def dithered(frames: torch.Tensor) -> torch.Tensor:
+    """Four of ten pixels of each frame are a little brighter than they should be."""
+    bright = torch.rand(frames[:, :1].shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    return (frames + 0.08 * bright).clamp(0, 1)
+
+
+def test_a_picture_that_shimmers_still_shows_what_moves(flow: Flow) -> None:
+    right = scored(dithered(falling((0.1, 0.0), (0.0, 1.4))), flow, motion="throw")
+    assert right.verdict == "lawful", right.reasons
+    assert "most of the picture shimmers" in right.doubts
+    assert vector(right) == pytest.approx((0.0, 1.4), abs=0.3)
+    moved_all = torch.stack([torch.roll(clip(2).frames[0], (3 * t, 5 * t), (1, 2)) for t in range(12)])
+    assert scored(dithered(moved_all), flow).verdict == "cannot_tell"
+
+
 def test_a_cut_is_no_jump(flow: Flow) -> None:
     """Two shots in one video: the longer motion is judged by itself, and the record says so."""
     bright = (clip(7).frames * 0.5 + 0.5).clamp(0, 1)
