@@ -59,7 +59,8 @@ class Truth:
         primitive: a motion of `simulation.motions`.
         split: `train`, `val` or `test`.
         shift: `id`, `ood_height`, `ood_speed`, `ood_friction` or `ood_all`.
-        events: frame time (float) of each event by name: `land` (`land_2`, ... where a body bounces), `turn`, `stop`.
+        events: frame time (float) of each event by name: `land` (`land_2`, ... where a body bounces), `turn`, `stop`,
+            `leave_view` (its silhouette first touches the frame's edge; only where a scene may leave the view).
         parameters: physical parameters in SI units.
         seed: the number from which the clip can be made again.
         acceleration_spread: how far the image acceleration is from constant before the first event, as a share of its

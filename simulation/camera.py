@@ -38,6 +38,15 @@ class Camera:
         """(3,) where it stands, world metres."""
         return np.array([0.0, self.height, 0.0]) - self.distance * self.axes()[2]
 
+    def edges(self) -> tuple[Array, Array]:
+        """The planes through the camera and the frame's edges: (4, 3) unit normals that point out of the view, and a
+        point on all of them.
+        """
+        right, up, forward = self.axes()
+        slope = self.view_m / 2 / self.distance
+        normals = np.stack([right, -right, up, -up]) - slope * forward
+        return normals / math.hypot(1.0, slope), self.place()
+
     def focal_px(self, size: int) -> float:
         """Focal length in pixels of a `size` px image."""
         return size * self.distance / self.view_m

@@ -34,6 +34,7 @@ from newtonrewards.simulation.backdrop import WALLS
 from newtonrewards.simulation.bystanders import Bystander
 from newtonrewards.simulation.looks import Surface
 from newtonrewards.simulation.meshes import mesh, object_map, plane_map, signs
+from newtonrewards.simulation.poses import rotations
 from newtonrewards.simulation.scene import Scene, Wedge
 
 Array = NDArray[np.float64]
@@ -240,21 +241,17 @@ def write_picture(path: Path, colours: Array) -> None:
 
 def all_poses(scene: Scene) -> list[Array]:
     """(T, 4, 4) from each body's own axes to the world: the object's, then the bystanders'."""
-    mine = np.pad(scene.centres(), ((0, 0), (0, 1)))
-    still = np.zeros(scene.num_frames)
-    return [
-        _poses(mine, scene.tilts(), scene.yaw),
-        *(_poses(other.centres(scene.times), still, other.yaw) for other in scene.bystanders),
+    mine = _poses(np.pad(scene.centres(), ((0, 0), (0, 1))), scene.angles())
+    others = [
+        _poses(other.centres(scene.times), np.tile([0.0, 0.0, other.yaw], (scene.num_frames, 1)))
+        for other in scene.bystanders
     ]
+    return [mine, *others]
 
 
-def _poses(centres: Array, tilts: Array, yaw: float) -> Array:
-    """Yaw about the vertical, then tilt about the line of sight: the inverse of `shapes.local`."""
-    cy, sy, ct, st = math.cos(yaw), math.sin(yaw), np.cos(tilts), np.sin(tilts)
-    none, all_of = np.zeros_like(tilts), np.ones_like(tilts)
-    tilt = np.stack([ct, -st, none, st, ct, none, none, none, all_of], 1).reshape(-1, 3, 3)
+def _poses(centres: Array, angles: Array) -> Array:
     poses = np.tile(np.eye(4), (len(centres), 1, 1))
-    poses[:, :3, :3] = tilt @ np.array([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
+    poses[:, :3, :3] = rotations(angles)
     poses[:, :3, 3] = centres
     return poses
 

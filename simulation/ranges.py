@@ -21,7 +21,8 @@ class World(Config):
 
     `spin_rad_s` turns objects in flight about the line of sight, either way; `camera_yaw_deg` and `camera_pitch_deg`
     move the camera to the left (right where negative) and up around the middle of the view; `restitution` lets objects
-    bounce. `bystanders` is the number of further objects.
+    bounce. `bystanders` is the number of further objects. `may_leave` keeps clips whose object leaves the view, which
+    else are drawn again, with an event of its own.
     """
 
     size_px: int
@@ -38,6 +39,7 @@ class World(Config):
     camera_pitch_deg: Range = (0.0, 0.0)
     restitution: Range = (0.0, 0.0)
     bystanders: int = Field(0, ge=0, le=8)
+    may_leave: bool = False
 
 
 class Quantities(Config):

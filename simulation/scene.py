@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from newtonrewards.simulation.motions import (
     slide_up,
     straight_line,
 )
+from newtonrewards.simulation.poses import beyond, first_crossing, rotations
 from newtonrewards.simulation.ranges import SPLITS, Ranges, default_ranges, quantities
 
 Array = NDArray[np.float64]
@@ -40,6 +42,7 @@ MAX_ATTEMPTS = 200
 # Ramp bodies must slide: a round one rolls with 5/7 g sin th (physics.md §8, simulation.md §4).
 ROLLING_SHAPES = ("sphere",)
 EXTRAS = ("camera_yaw_deg", "camera_pitch_deg", "restitution")
+SEEN = 4  # frames at least before an object leaves the view: three velocities, two accelerations
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Scene:
 
     `imperfection` is `none` for right physics; `tilt` (rad) and `spin` (rad/s) turn the object about the line of sight,
     anticlockwise; `camera_yaw` and `camera_pitch` (rad) as in `camera.Camera`; `environment`, light from all around by
-    its name and turned by an angle (rad), is the photo tier's alone.
+    its name and turned by an angle (rad), is the photo tier's alone. Where the object `may_leave` the view, the first
+    time that it does is an event.
     """
 
     primitive: str
@@ -117,6 +121,7 @@ class Scene:
     imperfection: str = "none"
     bystanders: tuple[Bystander, ...] = ()
     environment: tuple[str, float] = ("", 0.0)
+    may_leave: bool = False
     rejections: tuple[str, ...] = ()
 
     @property
@@ -139,12 +144,42 @@ class Scene:
         surfaces |= {"ramp": self.wedge_surface} if self.wedge else {}
         return {"shape": self.shape} | {part: surface.name for part, surface in surfaces.items()}
 
-    def tilts(self) -> Array:
-        """(T,) angle of the object about the line of sight, rad; it turns until the first event, or rolls."""
+    @cached_property
+    def events(self) -> dict[str, float]:
+        """Time (s) of each event: the trajectory's, and `leave_view`, the first moment at which the silhouette touches
+        the frame's edge.
+
+        The silhouette and not the centre: valid frames end there, and a mask that the edge cuts has another area and
+        another middle. The camera is the resting one.
+        """
+        left = self._left() if self.may_leave else None
+        return self.trajectory.events | ({} if left is None else {"leave_view": left})
+
+    def first_break(self) -> float:
+        """Time (s) up to which one law holds and the object is seen whole; infinity if that never ends."""
+        return min(self.events.values(), default=math.inf)
+
+    def _left(self) -> float | None:
+        edges = self.camera.edges()
+
+        def outside(times: Array) -> Array:
+            turned = rotations(self.angles(times))
+            return beyond(self.shape, self.half_size, edges, np.pad(self.centres(times), ((0, 0), (0, 1))), turned)
+
+        return first_crossing(outside, self.times)
+
+    def angles(self, times: Array | None = None) -> Array:
+        """(T, 3) tilt, pitch and yaw of the object (`poses`), at the times (s) of the frames or at others."""
+        tilts = self.tilts(times)
+        return np.stack([tilts, np.zeros_like(tilts), np.full_like(tilts, self.yaw)], axis=1)
+
+    def tilts(self, times: Array | None = None) -> Array:
+        """(T,) angle of the object about the line of sight, rad; it turns until the first contact, or rolls."""
+        times = self.times if times is None else times
         if self.primitive in ROLLING:
-            way = np.linalg.norm(self.trajectory.at(self.times)[0], axis=1)
+            way = np.linalg.norm(self.trajectory.at(times)[0], axis=1)
             return self.tilt - self.parameters["direction"] * way / self.half_size[0]
-        return self.tilt + self.spin * np.minimum(self.times, self.trajectory.first_break())
+        return self.tilt + self.spin * np.minimum(times, self.trajectory.first_break())
 
     def centres(self, times: Array | None = None) -> Array:
         """(T, 2) object centre in world metres, at the times (s) of the frames or at others."""
@@ -262,6 +297,7 @@ def _draw(
         camera_distance=world.camera_distance_m,
         wall_m=world.wall_m,
         environment=_environment(ranges, key, split),
+        may_leave=world.may_leave,
     )
 
 
@@ -344,11 +380,13 @@ def _problem(scene: Scene) -> str | None:
     half = max(scene.half_size[:2])
     reach = scene.view_m / 2 - half
     middle = scene.camera_height
-    if np.abs(centres[:, 0]).max() > reach or centres[:, 1].max() - middle > reach:
+    if not scene.may_leave and (np.abs(centres[:, 0]).max() > reach or centres[:, 1].max() - middle > reach):
         return "leaves the view"
+    if scene.events.get("leave_view", math.inf) < scene.times[min(SEEN, scene.num_frames) - 1]:
+        return "leaves the view too soon"
     if np.linalg.norm(centres - centres[0], axis=1).max() < 0.2:
         return "hardly moves"
-    if scene.camera_yaw or scene.camera_pitch:
+    if not scene.may_leave and (scene.camera_yaw or scene.camera_pitch):
         reach = 0.5 - half / scene.view_m
         if np.abs(scene.camera.to_image(centres) - 0.5).max() > reach:
             return "leaves the view"
