@@ -87,6 +87,7 @@ def test_fast_throws_leave_and_are_drawn_again_where_they_may_not() -> None:
     assert "leaves the view" in {reason for scene in strict for reason in scene.rejections}
 
 
+@pytest.mark.slow
 def test_the_default_world_keeps_nearly_every_silhouette_whole() -> None:
     """Its rule is coarser than the event, half a size around the centre; and it must stay as it is."""
     over = []
