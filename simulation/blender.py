@@ -40,6 +40,7 @@ def new_material(folder: Path, look: dict[str, Any], kind: str) -> Any:
     nodes, links = material.node_tree.nodes, material.node_tree.links
     paint = nodes["Principled BSDF"]
     paint.inputs["Roughness"].default_value = look["roughness"]
+    paint.inputs["Metallic"].default_value = look.get("metallic", 0.0)
     place = nodes.new("ShaderNodeTexCoord")
     picture = nodes.new(f"ShaderNode{kind}")
     picture.image = bpy.data.images.load(str(folder / look["image"]))

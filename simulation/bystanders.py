@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,7 @@ from newtonrewards.core.run import stream_seed
 from newtonrewards.simulation import looks
 from newtonrewards.simulation.looks import Surface
 from newtonrewards.simulation.motions import Phase, Trajectory, flight, slide
-from newtonrewards.simulation.ranges import Bystanders, Ranges, default_ranges
+from newtonrewards.simulation.ranges import Bystanders, Ranges, default_ranges, materials_of
 
 if TYPE_CHECKING:
     from newtonrewards.simulation.scene import Scene
@@ -66,12 +66,14 @@ def draw_bystanders(scene: Scene, ranges: Ranges) -> tuple[tuple[Bystander, ...]
     drawn: list[Bystander] = []
     reasons: list[str] = []
     for number in range(ranges.world.bystanders):
-        rng = np.random.default_rng(stream_seed(scene.seed, 0, scene.index, f"bystander/{scene.split}/{number}"))
+        stream = f"bystander/{scene.split}/{number}"
+        rng = np.random.default_rng(stream_seed(scene.seed, 0, scene.index, stream))
+        material = looks.material(materials_of(ranges), stream_seed(scene.seed, 0, scene.index, f"{stream}/material"))
         for _ in range(MAX_ATTEMPTS):
             one = _draw(rng, limits, ranges, scene)
             reason = _problem(one, scene, drawn)
             if reason is None:
-                drawn.append(one)
+                drawn.append(replace(one, surface=replace(one.surface, material=material)))
                 break
             reasons.append(reason)
         else:

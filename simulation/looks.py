@@ -4,27 +4,56 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from newtonrewards.simulation.ranges import MaterialRanges
 
 Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
+class Material:
+    """How a surface shines: `roughness` from 0, a mirror, to 1; `metallic` 0 or 1, or between. As Blender has them."""
+
+    name: str
+    roughness: float
+    metallic: float
+
+    @property
+    def sharpness(self) -> float:
+        """Exponent of a Blinn-Phong highlight as wide as a microfacet one: 2 / roughness^4 - 2 (B. Karis, Specular BRDF
+        Reference, 2013), at least 1.
+        """
+        return max(1.0, 2 / max(self.roughness, 0.1) ** 4 - 2)
+
+
+@dataclass(frozen=True)
 class Surface:
     """A texture family with its two colours; `frequency` in periods per metre (background) or per half size
-    (object).
+    (object). Without a material it is paint: no highlight in the fast tier, the same for all in the photo tier.
     """
 
     texture: str
     colours: tuple[Colour, Colour]
     frequency: float
     seed: int
+    material: Material | None = None
 
     @property
     def name(self) -> str:
         return f"{self.texture}-{self.seed:05x}"
+
+
+def material(limits: Mapping[str, MaterialRanges], seed: int) -> Material | None:
+    """One of several materials, or None where there are none."""
+    if not limits:
+        return None
+    rng = np.random.default_rng(seed)
+    name = str(rng.choice(sorted(limits)))
+    return Material(name, float(rng.uniform(*limits[name].roughness)), float(rng.uniform(*limits[name].metallic)))
 
 
 def half_size(rng: np.random.Generator, shape: str, size: float) -> tuple[float, float, float]:

@@ -169,7 +169,10 @@ def describe(scene: Scene, folder: Path, chosen: NDArray[np.int64] | None, setti
         arrays[f"{name}_normals"] = shape.normals[:, ::-1] @ BLENDER
         arrays[f"{name}_poses"] = _in_blender(poses[picked])
         write_picture(folder / f"{name}.png", object_map(thing.shape, thing.half_size, look, 512))
-        bodies[name] = {"image": f"{name}.png", **BODY}
+        made = look.material
+        bodies[name] = {"image": f"{name}.png", **BODY} | (
+            {"roughness": made.roughness, "metallic": made.metallic} if made else {}
+        )
     per_metre = 2 * scene.size_px / scene.view_m
     for name, (image, vertices, faces, uv) in _stills(scene, per_metre).items():
         write_picture(folder / f"{name}.png", worn(image, FINISHES[name], per_metre, scene.index))
@@ -219,7 +222,7 @@ FINISHES = {
     "floor": Finish((0.55, 0.40, 0.28), (1.2, 0.06), 0.35, 0.4, 0.02),
     "ramp": Finish((0.80, 0.66, 0.47), (0.8, 0.03), 0.25, 0.5, 0.01),
 }
-BODY = {"roughness": 0.4, "edge": 0.012}
+BODY = {"roughness": 0.4, "metallic": 0.0, "edge": 0.012}
 
 
 def worn(colours: Array, finish: Finish, per_metre: float, seed: int) -> Array:

@@ -22,7 +22,8 @@ class World(Config):
     `spin_rad_s` turns objects in flight about the line of sight, either way; `camera_yaw_deg` and `camera_pitch_deg`
     move the camera to the left (right where negative) and up around the middle of the view; `restitution` lets objects
     bounce. `bystanders` is the number of further objects. `may_leave` keeps clips whose object leaves the view, which
-    else are drawn again, with an event of its own.
+    else are drawn again, with an event of its own. `materials` are names of `Ranges.materials`, of which each object is
+    made of one; none: all are painted alike.
     """
 
     size_px: int
@@ -40,6 +41,7 @@ class World(Config):
     restitution: Range = (0.0, 0.0)
     bystanders: int = Field(0, ge=0, le=8)
     may_leave: bool = False
+    materials: tuple[str, ...] = ()
 
 
 class Quantities(Config):
@@ -67,17 +69,41 @@ class Bystanders(Config):
     motions: dict[Literal["still", "slide", "free_fall", "horizontal_throw"], Quantities]
 
 
+class MaterialRanges(Config):
+    """See `looks.Material`."""
+
+    roughness: Range
+    metallic: Range = (0.0, 0.0)
+
+
 class Ranges(Config):
     version: int
     world: World
     primitives: dict[str, dict[str, Quantities]]
     assets: dict[str, Assets]
     bystanders: Bystanders | None = None  # None: those of the default ranges
+    materials: dict[str, MaterialRanges] | None = None  # the same
 
 
 @cache
 def default_ranges() -> Ranges:
     return load(Ranges, Path(__file__).with_name("ranges.yaml"))
+
+
+def materials_of(ranges: Ranges) -> dict[str, MaterialRanges]:
+    """The materials that the world asks for, by name.
+
+    Raises:
+        InputError: one that the ranges don't have.
+    """
+    known = ranges.materials or default_ranges().materials
+    assert known is not None, "the shipped ranges have them"
+    unknown = [name for name in ranges.world.materials if name not in known]
+    if unknown:
+        raise InputError(
+            f"unknown materials {unknown}", where="world.materials", fix=f"Choose from {', '.join(known)}."
+        )
+    return {name: known[name] for name in ranges.world.materials}
 
 
 def shifts_of(primitive: str, ranges: Ranges | None = None) -> tuple[str, ...]:

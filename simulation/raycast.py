@@ -16,11 +16,20 @@ import numpy as np
 from numba import njit
 
 from newtonrewards.simulation.backdrop import hashed, world_ray
-from newtonrewards.simulation.shapes import AMBIENT, HIT, local, object_mix, object_shadow, shading, strike
+from newtonrewards.simulation.shapes import (
+    AMBIENT,
+    HIT,
+    local,
+    object_mix,
+    object_shadow,
+    shading,
+    shine,
+    strike,
+)
 
 # First digits of the sha256 of backdrop.py and shapes.py, in this order: numba's cache of this file doesn't see changes
 # there, and would go on drawing with the old ones. A test says what to write here.
-COMPILED_WITH = "5d9f4bd2"
+COMPILED_WITH = "24fb957f"
 TILE = 4  # pixels to a side
 FULL, QUARTER, HALF = np.float32(255), np.float32(4), np.float32(2)
 
@@ -60,7 +69,7 @@ class Pictures(NamedTuple):
 
 class Bodies(NamedTuple):
     """Objects: poses `centres` (B, T, 3) and `tilts` (B, T) about the line of sight; kinds and textures by number,
-    `halves` (B, 3), `colours` (B, 2, 3), the rest (B,).
+    `halves` (B, 3), `colours` (B, 2, 3), the rest (B,). `sharpness` is a highlight's exponent, 0 for none.
     """
 
     centres: Any
@@ -72,11 +81,14 @@ class Bodies(NamedTuple):
     frequencies: Any
     seeds: Any
     colours: Any
+    sharpness: Any
+    metallic: Any
 
 
 class Pose(NamedTuple):
     """A body in a frame: texture, centre, half extents and their bounding ball, sines of its angles, the light along
-    its own axes, its step and turn to the next frame, and the rows and columns of samples beyond which it isn't.
+    its own axes, its step and turn to the next frame, the rows and columns of samples beyond which it isn't, and its
+    material.
     """
 
     kind: int
@@ -107,6 +119,8 @@ class Pose(NamedTuple):
     bottom: float
     left: float
     right: float
+    sharpness: float
+    metallic: float
 
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
@@ -208,7 +222,7 @@ def body_at(bodies, b, f, view):
     return Pose(
         bodies.kinds[b], bodies.textures[b], bodies.frequencies[b], shift, ctex, stex,
         x, y, z, hx, hy, hz, bound, ct, st, cyaw, syaw, lx, ly, lz, math.cos(turn) - 1, math.sin(turn), mx, my,
-        top, bottom, left, right,
+        top, bottom, left, right, bodies.sharpness[b], bodies.metallic[b],
     )  # fmt: skip
 
 
@@ -290,11 +304,18 @@ def draw_tile(f, rows, columns, dark, poses, view, backdrop, bodies, out, sums):
                 p = poses[which]
                 rx, ry, rz = camera[0, 0] - p.x + t * ux, camera[0, 1] - p.y + t * uy, camera[0, 2] - p.z + t * uz
                 x, y, z = local(rx, ry, rz, p.ct, p.st, p.cyaw, p.syaw)
-                shade = shading(x, y, z, p.kind, p.hx, p.hy, p.hz, p.lx, p.ly, p.lz)
+                gleam = 0.0
+                if p.sharpness == 0:
+                    shade = shading(x, y, z, p.kind, p.hx, p.hy, p.hz, p.lx, p.ly, p.lz)
+                else:
+                    vx, vy, vz = local(-ux, -uy, -uz, p.ct, p.st, p.cyaw, p.syaw)
+                    shade, gleam = shine(
+                        x, y, z, p.kind, p.hx, p.hy, p.hz, p.lx, p.ly, p.lz, vx, vy, vz, p.sharpness, p.metallic
+                    )
                 mix = object_mix(p.texture, x / p.hx, y / p.hy, z / p.hz, p.frequency, p.shift, p.ctex, p.stex)
-                red += np.float32((c[which, 0, 0] * (1 - mix) + c[which, 1, 0] * mix) * shade)
-                green += np.float32((c[which, 0, 1] * (1 - mix) + c[which, 1, 1] * mix) * shade)
-                blue += np.float32((c[which, 0, 2] * (1 - mix) + c[which, 1, 2] * mix) * shade)
+                red += np.float32((c[which, 0, 0] * (1 - mix) + c[which, 1, 0] * mix) * shade + gleam)
+                green += np.float32((c[which, 0, 1] * (1 - mix) + c[which, 1, 1] * mix) * shade + gleam)
+                blue += np.float32((c[which, 0, 2] * (1 - mix) + c[which, 1, 2] * mix) * shade + gleam)
                 samples[which, f, 0] += 1
                 sums[which, 0] += np.float32(1)
                 if f < flow.shape[0]:

@@ -83,6 +83,8 @@ def _bodies(scene: Scene, centres: Array | None = None) -> raycast.Bodies:
         frequencies=np.array([look.frequency for look in looks]),
         seeds=np.array([look.seed for look in looks]),
         colours=np.array([look.colours for look in looks]),
+        sharpness=np.array([look.material.sharpness if look.material else 0.0 for look in looks]),
+        metallic=np.array([look.material.metallic if look.material else 0.0 for look in looks]),
     )
 
 
@@ -149,7 +151,7 @@ def _bystander_truth(one: Bystander, scene: Scene) -> BystanderTruth:
         world_velocity=_tensor(_right_handed(velocity)),
         world_acceleration=_tensor(_right_handed(acceleration)),
         events={name: time * scene.capture_fps for name, time in one.trajectory.events.items()},
-        parameters={**one.parameters, "half_size_m": one.half_size[0]},
+        parameters={**one.parameters, "half_size_m": one.half_size[0], **_material(one.surface)},
         assets={"shape": one.shape, "texture": one.surface.name},
     )
 
@@ -169,7 +171,13 @@ def _parameters(scene: Scene) -> dict[str, Any]:
         "half_size_m": scene.half_size[0],
         "imperfection": scene.imperfection,
         "rejections": list(scene.rejections),
+        **_material(scene.object_surface),
     }
+
+
+def _material(surface: Surface) -> dict[str, Any]:
+    made = surface.material
+    return {} if made is None else {"material": made.name, "roughness": made.roughness, "metallic": made.metallic}
 
 
 def _wedge(scene: Scene) -> tuple[Array, bool]:

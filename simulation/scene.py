@@ -20,7 +20,7 @@ from newtonrewards.simulation import looks
 from newtonrewards.simulation.bystanders import Bystander, draw_bystanders
 from newtonrewards.simulation.camera import Camera
 from newtonrewards.simulation.captions import caption, captions
-from newtonrewards.simulation.looks import Surface
+from newtonrewards.simulation.looks import Material, Surface
 from newtonrewards.simulation.motions import (
     GRAVITY,
     PRIMITIVES,
@@ -35,7 +35,7 @@ from newtonrewards.simulation.motions import (
     straight_line,
 )
 from newtonrewards.simulation.poses import beyond, first_crossing, rotations
-from newtonrewards.simulation.ranges import SPLITS, Ranges, default_ranges, quantities
+from newtonrewards.simulation.ranges import SPLITS, Ranges, default_ranges, materials_of, quantities
 
 Array = NDArray[np.float64]
 MAX_ATTEMPTS = 200
@@ -282,7 +282,13 @@ def _draw(
         camera_yaw=math.radians(extra["camera_yaw_deg"]),
         camera_pitch=math.radians(extra["camera_pitch_deg"]),
         yaw=0.0 if shape in ("capsule",) or wedge else rng.uniform(-0.6, 0.6),
-        object_surface=Surface(str(rng.choice(assets.textures)), object_colours, rng.uniform(0.45, 0.7), _seed(rng)),
+        object_surface=Surface(
+            str(rng.choice(assets.textures)),
+            object_colours,
+            rng.uniform(0.45, 0.7),
+            _seed(rng),
+            _material(ranges, key, split),
+        ),
         wall=Surface(str(rng.choice(assets.walls)), wall_colour, rng.uniform(0.7, 1.4), _seed(rng)),
         floor=Surface("clouds", floor_colour, rng.uniform(0.8, 1.6), _seed(rng)),
         wedge=wedge,
@@ -362,6 +368,11 @@ def _environment(ranges: Ranges, key: tuple[int, int], split: str) -> tuple[str,
     names = ranges.assets[part].environments or default_ranges().assets[part].environments
     rng = np.random.default_rng(stream_seed(key[0], 0, key[1], f"environment/{split}"))
     return str(rng.choice(names)), float(rng.uniform(0, 2 * math.pi))
+
+
+def _material(ranges: Ranges, key: tuple[int, int], split: str) -> Material | None:
+    """From a stream of its own."""
+    return looks.material(materials_of(ranges), stream_seed(key[0], 0, key[1], f"material/{split}"))
 
 
 def _spin(limits: tuple[float, float], key: tuple[int, int], split: str) -> float:

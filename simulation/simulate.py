@@ -27,7 +27,7 @@ from newtonrewards.simulation import inspection, photo, photo_setup, tars
 from newtonrewards.simulation.film import Film, film
 from newtonrewards.simulation.motions import KNOWN, PRIMITIVES
 from newtonrewards.simulation.photo import NotTaken, Photo
-from newtonrewards.simulation.ranges import SHIFTS, SPLITS, Ranges, World, default_ranges, shifts_of
+from newtonrewards.simulation.ranges import SHIFTS, SPLITS, Ranges, World, default_ranges, materials_of, shifts_of
 from newtonrewards.simulation.scene import Scene, sample_scene
 from newtonrewards.simulation.store import ARRAYS, clip_files, write_files, write_index
 
@@ -47,7 +47,7 @@ class SimulateRecipe(Config):
         arrays: channels to store beside frames and track.
         ranges: file of one's own in the form of `simulation/ranges.yaml`.
         world: values of `world` in the ranges that differ: `size_px`, `num_frames`, `spin_rad_s`, `camera_yaw_deg`,
-            `restitution`, ...
+            `restitution`, `materials`, ...
         caption: the phrasing that stands as the clip's caption; every phrasing stands in its `captions`.
         film: what is imperfect about the camera; the default is the perfect one.
         tier: `fast`, or `photo`: the same clips as Blender's Cycles sees them (`simulation.photo`).
@@ -77,6 +77,7 @@ class SimulateRecipe(Config):
         unknown = [name for name in self.primitives if name not in known]
         if unknown or not self.primitives:
             raise ValueError(f"primitives {unknown} are unknown, choose from {', '.join(known)}")
+        materials_of(ranges_of(self))
         if self.tier == "fast" and self.photo != Photo():
             raise ValueError("`photo` is how the photo tier draws, set tier: photo with it")
         return self
