@@ -126,7 +126,7 @@ def _problem(one: Bystander, scene: Scene, others: list[Bystander]) -> str | Non
     place = camera.to_image(mine)
     if np.abs(place - 0.5).max() > 0.5:
         return "bystander leaves the view"
-    centres = np.column_stack([scene.centres(times), np.zeros(len(times))])
+    centres = scene.places(times)
     things = [(centres, math.hypot(*scene.half_size)), *((other.centres(times), other.radius) for other in others)]
     if any(np.linalg.norm(mine - theirs, axis=1).min() < one.radius + radius + ROOM for theirs, radius in things):
         return "bystander could collide"

@@ -72,15 +72,15 @@ class Camera:
         return self._seen(points)[2]
 
     def derivatives(self, points: Array, velocity: Array, acceleration: Array) -> tuple[Array, Array]:
-        """Velocity (H/s) and acceleration (H/s^2) in the image, each (N, 2), of world points that move
-        parallel to the plane of motion with (N, 2) m/s and m/s^2.
+        """Velocity (H/s) and acceleration (H/s^2) in the image, each (N, 2), of world points that move with (N, 3) m/s
+        and m/s^2, or (N, 2) parallel to the plane of motion.
 
         Twice the derivative of u = x / z: u' = (x' - u z') / z and u'' = (x'' - u z'' - 2 u' z') / z.
         """
         down = np.array([1.0, -1.0])
         if self.yaw == self.pitch == 0 and points.shape[1] == 2:  # nothing comes nearer
             return velocity * down / self.view_m, acceleration * down / self.view_m
-        (x, y, z), axes = self._seen(points), self.axes()[:, :2]
+        (x, y, z), axes = self._seen(points), self.axes()[:, : velocity.shape[1]]
         (vx, vy, vz), (ax, ay, az) = axes @ velocity.T, axes @ acceleration.T
         near = self.distance / z
         first, second = [], []

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from newtonrewards.core.errors import InputError
+from newtonrewards.simulation.motions import RAMPS, ROLLING
 from newtonrewards.simulation.ranges import MaterialRanges
+from newtonrewards.simulation.shapes import SHAPES, STONE
+from newtonrewards.simulation.solids import STONES
 
+# Ramp bodies must slide: a round one rolls with 5/7 g sin th (docs/physics.md §8).
+ROLLING_SHAPES = ("sphere",)
 Colour = tuple[float, float, float]
 
 
@@ -56,10 +62,30 @@ def material(limits: Mapping[str, MaterialRanges], seed: int) -> Material | None
     return Material(name, float(rng.uniform(*limits[name].roughness)), float(rng.uniform(*limits[name].metallic)))
 
 
+def fit_shapes(known: Sequence[str], primitive: str, after_contact: str) -> list[str]:
+    """Those that a motion is fit for: what slides on a ramp has a flat side, and no stone lies as it fell."""
+    if primitive in ROLLING:
+        return list(ROLLING_SHAPES)
+    unfit = {*ROLLING_SHAPES} if primitive in RAMPS else set()
+    if primitive in RAMPS or after_contact != "tumble":
+        unfit |= {shape for shape in SHAPES if SHAPES[shape] >= STONE}
+    fit = [shape for shape in known if shape not in unfit]
+    if not fit:
+        raise InputError(
+            f"no shape of {list(known)} is fit for {primitive}",
+            where="assets",
+            fix="Stones need world.after_contact=tumble, and neither they nor balls slide down a ramp.",
+        )
+    return fit
+
+
 def half_size(rng: np.random.Generator, shape: str, size: float) -> tuple[float, float, float]:
     """Half extents (m) along the object's own axes; y is the one that points away from the surface it rests on."""
     if shape == "sphere":
         return size, size, size
+    if shape.startswith("stone"):
+        x, y, z = np.abs(STONES[SHAPES[shape] - STONE]).max(0) * size
+        return float(x), float(y), float(z)
     if shape == "capsule":  # lies along x, so that it slides and doesn't roll
         return size * 1.15, size * 0.72, size * 0.72
     flatness = rng.uniform(0.65, 0.95)

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import ConvexHull
 
 from newtonrewards.simulation import backdrop, shapes
 from newtonrewards.simulation.looks import Surface
 from newtonrewards.simulation.raycast import pattern
-from newtonrewards.simulation.shapes import SHAPES, TEXTURES
+from newtonrewards.simulation.shapes import SHAPES, STONE, TEXTURES
+from newtonrewards.simulation.solids import STONES, hull
 
 Array = NDArray[np.float64]
 Vector = tuple[float, float, float]
@@ -40,38 +40,32 @@ class Mesh(NamedTuple):
 
 def mesh(shape: str, half: Vector) -> Mesh:
     """A shape of `shapes.SHAPES` with half extents `half`."""
-    hull = ConvexHull(_points(shape, half))
-    used = np.unique(hull.simplices)
-    vertices, faces = hull.points[used], np.searchsorted(used, hull.simplices)
-    corners = vertices[faces]
-    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    inside_out = (across * hull.equations[:, :3]).sum(1) < 0
-    faces[inside_out] = faces[inside_out][:, ::-1]
+    vertices, faces, _ = hull(points(shape, half))
     corners = vertices[faces]
     near = corners + INWARDS * (corners.mean(1, keepdims=True) - corners)
     normals = shapes.slopes(SHAPES[shape], near.reshape(-1, 3), np.array(half))
     return Mesh(vertices, faces, normals.reshape(corners.shape))
 
 
-def _points(shape: str, half: Vector) -> Array:
-    """Points of the surface whose hull is the shape."""
+def points(shape: str, half: Vector, around: int = ROUND) -> Array:
+    """Points of the surface whose hull is the shape; `around` of them on a circle."""
     hx, hy, _ = half
     match shape:
         case "sphere":
-            return hx * _ball(ROUND)
+            return hx * _ball(around)
         case "capsule":
             along = np.array([hx - hy, 0.0, 0.0])
-            return np.concatenate([hy * _ball(ROUND) + along, hy * _ball(ROUND) - along])
+            return np.concatenate([hy * _ball(around) + along, hy * _ball(around) - along])
         case "box":
             return signs() * half
         case "rounded_box":
             r = 0.35 * min(half)
-            return np.concatenate([r * _ball(ROUND // 2) + corner for corner in signs() * (np.array(half) - r)])
+            return np.concatenate([r * _ball(around // 2) + corner for corner in signs() * (np.array(half) - r)])
         case "puck":
-            return _prism(hx, hy, ROUND)
+            return _prism(hx, hy, around)
         case "hex_prism":
             return _prism(hx, hy, 6)
-    raise KeyError(shape)
+    return hx * STONES[SHAPES[shape] - STONE]
 
 
 def signs() -> Array:

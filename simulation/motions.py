@@ -12,6 +12,7 @@ gravity.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,6 +72,26 @@ class Trajectory:
     def first_break(self) -> float:
         """Time (s) at which the first law ends; infinity if it never does."""
         return min(self.events.values(), default=math.inf)
+
+
+def trajectory(primitive: str, p: Mapping[str, float], factor: float = 1.0) -> Trajectory:
+    """The motion of one of `KNOWN` with its parameters (SI units and degrees); `factor` scales gravity (1 is right)."""
+    g, bounce = GRAVITY * factor, p.get("restitution", 0.0)
+    match primitive:
+        case "free_fall":
+            return flight(p["height_m"], (0.0, 0.0), 0.0, g, bounce)
+        case "horizontal_throw":
+            return flight(p["height_m"], (p["direction"] * p["speed_mps"], 0.0), p["friction"], g, bounce)
+        case "parabolic_throw":
+            angle = math.radians(p["angle_deg"])
+            velocity = (p["direction"] * p["speed_mps"] * math.cos(angle), p["speed_mps"] * math.sin(angle))
+            return flight(p["height_m"], velocity, p["friction"], g, bounce)
+        case "roll_down":
+            return roll_down(math.radians(p["incline_deg"]), p["direction"], g)
+        case "ramp_down":
+            return slide_down(math.radians(p["incline_deg"]), p["friction"], p["direction"], g)
+        case _:
+            return slide_up(math.radians(p["incline_deg"]), p["friction"], p["speed_mps"], p["direction"], g)
 
 
 def flight(

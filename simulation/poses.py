@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from newtonrewards.simulation.shapes import SHAPES, STONE
+from newtonrewards.simulation.solids import STONES
+
 Array = NDArray[np.float64]
 Vector = tuple[float, float, float]
 FINE = 16  # times between frames at which a crossing is looked for
@@ -26,6 +29,13 @@ def rotations(angles: Array) -> Array:
     pitch = np.stack([one, none, none, none, cp, -sp, none, sp, cp], 1).reshape(-1, 3, 3)
     yaw = np.stack([cy, none, -sy, none, one, none, sy, none, cy], 1).reshape(-1, 3, 3)
     return tilt @ pitch @ yaw
+
+
+def angles_of(turned: Array) -> Array:
+    """(T, 3) tilt, pitch and yaw of rotations (T, 3, 3)."""
+    tilt = np.arctan2(-turned[:, 0, 1], turned[:, 1, 1])
+    pitch = np.arcsin(np.clip(turned[:, 2, 1], -1.0, 1.0))
+    return np.stack([tilt, pitch, np.arctan2(turned[:, 2, 0], turned[:, 2, 2])], axis=1)
 
 
 def reach(shape: str, half: Vector, directions: Array) -> Array:
@@ -45,7 +55,9 @@ def reach(shape: str, half: Vector, directions: Array) -> Array:
         case "rounded_box":
             r = 0.35 * min(half)
             return (hx - r) * x + (hy - r) * y + (hz - r) * z + r * np.linalg.norm(directions, axis=1)
-    return hx * x + hy * y + hz * z
+        case "box":
+            return hx * x + hy * y + hz * z
+    return hx * (directions @ STONES[SHAPES[shape] - STONE].T).max(1)
 
 
 def beyond(shape: str, half: Vector, planes: tuple[Array, Array], centres: Array, turned: Array) -> Array:

@@ -22,8 +22,9 @@ class World(Config):
     `spin_rad_s` turns objects in flight about the line of sight, either way; `camera_yaw_deg` and `camera_pitch_deg`
     move the camera to the left (right where negative) and up around the middle of the view; `restitution` lets objects
     bounce. `bystanders` is the number of further objects. `may_leave` keeps clips whose object leaves the view, which
-    else are drawn again, with an event of its own. `materials` are names of `Ranges.materials`, of which each object is
-    made of one; none: all are painted alike.
+    else are drawn again, with an event of its own. `after_contact` is how an object goes on that has landed: it slides
+    as it fell, or tumbles by a rigid-body engine, which is an extra. `materials` are names of `Ranges.materials`, of
+    which each object is made of one; none: all are painted alike.
     """
 
     size_px: int
@@ -41,6 +42,7 @@ class World(Config):
     restitution: Range = (0.0, 0.0)
     bystanders: int = Field(0, ge=0, le=8)
     may_leave: bool = False
+    after_contact: Literal["slide", "tumble"] = "slide"
     materials: tuple[str, ...] = ()
 
 
@@ -76,6 +78,13 @@ class MaterialRanges(Config):
     metallic: Range = (0.0, 0.0)
 
 
+class Tumble(Config):
+    """What objects that tumble have beside: the angle at which they are let go; friction where a motion has none."""
+
+    tilt_deg: Range
+    friction: Range
+
+
 class Ranges(Config):
     version: int
     world: World
@@ -83,6 +92,7 @@ class Ranges(Config):
     assets: dict[str, Assets]
     bystanders: Bystanders | None = None  # None: those of the default ranges
     materials: dict[str, MaterialRanges] | None = None  # the same
+    tumble: Tumble | None = None  # the same
 
 
 @cache
@@ -104,6 +114,12 @@ def materials_of(ranges: Ranges) -> dict[str, MaterialRanges]:
             f"unknown materials {unknown}", where="world.materials", fix=f"Choose from {', '.join(known)}."
         )
     return {name: known[name] for name in ranges.world.materials}
+
+
+def tumble_of(ranges: Ranges) -> Tumble:
+    found = ranges.tumble or default_ranges().tumble
+    assert found is not None, "the shipped ranges have it"
+    return found
 
 
 def shifts_of(primitive: str, ranges: Ranges | None = None) -> tuple[str, ...]:

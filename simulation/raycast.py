@@ -24,12 +24,14 @@ from newtonrewards.simulation.shapes import (
     object_shadow,
     shading,
     shine,
+    sines,
     strike,
+    turning,
 )
 
-# First digits of the sha256 of backdrop.py and shapes.py, in this order: numba's cache of this file doesn't see changes
-# there, and would go on drawing with the old ones. A test says what to write here.
-COMPILED_WITH = "24fb957f"
+# First digits of the sha256 of backdrop.py, shapes.py and solids.py, in this order: numba's cache of this file doesn't
+# see changes there, and would go on drawing with the old ones. A test says what to write here.
+COMPILED_WITH = "9efa57a8"
 TILE = 4  # pixels to a side
 FULL, QUARTER, HALF = np.float32(255), np.float32(4), np.float32(2)
 
@@ -68,15 +70,14 @@ class Pictures(NamedTuple):
 
 
 class Bodies(NamedTuple):
-    """Objects: poses `centres` (B, T, 3) and `tilts` (B, T) about the line of sight; kinds and textures by number,
+    """Objects: poses `centres` and `angles` (B, T, 3), tilt, pitch and yaw (`poses.py`); kinds and textures by number,
     `halves` (B, 3), `colours` (B, 2, 3), the rest (B,). `sharpness` is a highlight's exponent, 0 for none.
     """
 
     centres: Any
-    tilts: Any
+    angles: Any
     kinds: Any
     halves: Any
-    yaws: Any
     textures: Any
     frequencies: Any
     seeds: Any
@@ -106,15 +107,17 @@ class Pose(NamedTuple):
     bound: float
     ct: float
     st: float
+    cp: float
+    sp: float
     cyaw: float
     syaw: float
     lx: float
     ly: float
     lz: float
-    cturn: float
-    sturn: float
+    turn: Any
     mx: float
     my: float
+    mz: float
     top: float
     bottom: float
     left: float
@@ -125,7 +128,7 @@ class Pose(NamedTuple):
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True, error_model="numpy")
-def around(x, y, z, hx, hy, hz, ct, st, cyaw, syaw, camera, focal, size):
+def around(x, y, z, hx, hy, hz, ct, st, cp, sp, cyaw, syaw, camera, focal, size):
     """Rows from, to, and columns from, to, outside of which no ray meets a body: around its box's corners, seen."""
     up, down, left, right = np.inf, -np.inf, np.inf, -np.inf
     hx, hy, hz = max(hx, hz) + 2 * HIT, hy + 2 * HIT, max(hx, hz) + 2 * HIT
@@ -133,6 +136,7 @@ def around(x, y, z, hx, hy, hz, ct, st, cyaw, syaw, camera, focal, size):
         # from the body's axes to the world: the inverse of `local`
         a, b, c = (hx if corner & 1 else -hx), (hy if corner & 2 else -hy), (hz if corner & 4 else -hz)
         a, c = cyaw * a - syaw * c, syaw * a + cyaw * c
+        b, c = cp * b - sp * c, sp * b + cp * c
         px, py, pz = x + ct * a - st * b - camera[0, 0], y + st * a + ct * b - camera[0, 1], z + c - camera[0, 2]
         away = camera[3, 0] * px + camera[3, 1] * py + camera[3, 2] * pz
         if away < 1e-3:
@@ -211,33 +215,38 @@ def body_at(bodies, b, f, view):
     hx, hy, hz = bodies.halves[b, 0], bodies.halves[b, 1], bodies.halves[b, 2]
     x, y, z = bodies.centres[b, f, 0], bodies.centres[b, f, 1], bodies.centres[b, f, 2]
     bound = math.sqrt(hx**2 + hy**2 + hz**2)
-    ct, st = math.cos(bodies.tilts[b, f]), math.sin(bodies.tilts[b, f])
-    cyaw, syaw = math.cos(bodies.yaws[b]), math.sin(bodies.yaws[b])
-    lx, ly, lz = local(view.light[0], view.light[1], view.light[2], ct, st, cyaw, syaw)
-    nxt = min(f + 1, bodies.tilts.shape[1] - 1)
-    turn = bodies.tilts[b, nxt] - bodies.tilts[b, f]
-    mx, my = bodies.centres[b, nxt, 0] - x, bodies.centres[b, nxt, 1] - y
-    top, bottom, left, right = around(x, y, z, hx, hy, hz, ct, st, cyaw, syaw, view.camera, view.focal, view.size)
+    tilt, pitch, yaw = bodies.angles[b, f]
+    ct, st, cp, sp, cyaw, syaw = sines(tilt, pitch, yaw)
+    lx, ly, lz = local(view.light[0], view.light[1], view.light[2], ct, st, cp, sp, cyaw, syaw)
+    nxt = min(f + 1, bodies.angles.shape[1] - 1)
+    turn = turning(bodies.angles[b, f], bodies.angles[b, nxt])
+    mx, my, mz = (
+        bodies.centres[b, nxt, 0] - x,
+        bodies.centres[b, nxt, 1] - y,
+        bodies.centres[b, nxt, 2] - z,
+    )
+    top, bottom, left, right = around(
+        x, y, z, hx, hy, hz, ct, st, cp, sp, cyaw, syaw, view.camera, view.focal, view.size
+    )
     shift, ctex, stex = pattern(bodies.seeds[b])
     return Pose(
         bodies.kinds[b], bodies.textures[b], bodies.frequencies[b], shift, ctex, stex,
-        x, y, z, hx, hy, hz, bound, ct, st, cyaw, syaw, lx, ly, lz, math.cos(turn) - 1, math.sin(turn), mx, my,
+        x, y, z, hx, hy, hz, bound, ct, st, cp, sp, cyaw, syaw, lx, ly, lz, turn, mx, my, mz,
         top, bottom, left, right, bodies.sharpness[b], bodies.metallic[b],
     )  # fmt: skip
 
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True, error_model="numpy")
-def motion(rx, ry, body, dx, dy, away, camera, focal):
-    """Flow, samples per frame, of a point (rx, ry) from the centre of a body and `away` metres deep.
-
-    A body moves parallel to the plane of motion and turns about its normal: no point's z changes.
-    """
-    mx = body.mx + rx * body.cturn - ry * body.sturn
-    my = body.my + rx * body.sturn + ry * body.cturn
-    sideways = camera[1, 0] * mx + camera[1, 1] * my
-    upwards = camera[2, 0] * mx + camera[2, 1] * my
-    farther = camera[3, 0] * mx + camera[3, 1] * my
+def motion(rx, ry, rz, body, dx, dy, away, camera, focal):
+    """Flow, samples per frame, of a point (rx, ry, rz) from the centre of a body and `away` metres deep."""
+    t = body.turn
+    mx = body.mx + rx * t[0] + ry * t[1] + rz * t[2]
+    my = body.my + rx * t[3] + ry * t[4] + rz * t[5]
+    mz = body.mz + rx * t[6] + ry * t[7] + rz * t[8]
+    sideways = camera[1, 0] * mx + camera[1, 1] * my + camera[1, 2] * mz
+    upwards = camera[2, 0] * mx + camera[2, 1] * my + camera[2, 2] * mz
+    farther = camera[3, 0] * mx + camera[3, 1] * my + camera[3, 2] * mz
     return focal * (sideways - dx * farther) / (away + farther), -focal * (upwards - dy * farther) / (away + farther)
 
 
@@ -249,7 +258,9 @@ def light_on(x, y, z, poses, lx, ly, lz):
     for k in range(len(poses)):
         p = poses[k]
         ox, oy, oz = x - p.x, y - p.y, z - p.z
-        shadow = object_shadow(ox, oy, oz, lx, ly, lz, p.kind, p.hx, p.hy, p.hz, p.bound, p.ct, p.st, p.cyaw, p.syaw)
+        shadow = object_shadow(
+            ox, oy, oz, lx, ly, lz, p.kind, p.hx, p.hy, p.hz, p.bound, p.ct, p.st, p.cp, p.sp, p.cyaw, p.syaw
+        )
         lit = min(lit, shadow)
     return lit
 
@@ -284,7 +295,25 @@ def draw_tile(f, rows, columns, dark, poses, view, backdrop, bodies, out, sums):
                     if a < p.top or a >= p.bottom or b < p.left or b >= p.right:
                         continue
                     ox, oy, oz = camera[0, 0] - p.x, camera[0, 1] - p.y, camera[0, 2] - p.z
-                    way = strike(ox, oy, oz, ux, uy, uz, p.kind, p.hx, p.hy, p.hz, p.bound, p.ct, p.st, p.cyaw, p.syaw)
+                    way = strike(
+                        ox,
+                        oy,
+                        oz,
+                        ux,
+                        uy,
+                        uz,
+                        p.kind,
+                        p.hx,
+                        p.hy,
+                        p.hz,
+                        p.bound,
+                        p.ct,
+                        p.st,
+                        p.cp,
+                        p.sp,
+                        p.cyaw,
+                        p.syaw,
+                    )
                     if way == np.inf:
                         continue
                     samples[k, f, 1] += 1
@@ -303,12 +332,12 @@ def draw_tile(f, rows, columns, dark, poses, view, backdrop, bodies, out, sums):
                     continue
                 p = poses[which]
                 rx, ry, rz = camera[0, 0] - p.x + t * ux, camera[0, 1] - p.y + t * uy, camera[0, 2] - p.z + t * uz
-                x, y, z = local(rx, ry, rz, p.ct, p.st, p.cyaw, p.syaw)
+                x, y, z = local(rx, ry, rz, p.ct, p.st, p.cp, p.sp, p.cyaw, p.syaw)
                 gleam = 0.0
                 if p.sharpness == 0:
                     shade = shading(x, y, z, p.kind, p.hx, p.hy, p.hz, p.lx, p.ly, p.lz)
                 else:
-                    vx, vy, vz = local(-ux, -uy, -uz, p.ct, p.st, p.cyaw, p.syaw)
+                    vx, vy, vz = local(-ux, -uy, -uz, p.ct, p.st, p.cp, p.sp, p.cyaw, p.syaw)
                     shade, gleam = shine(
                         x, y, z, p.kind, p.hx, p.hy, p.hz, p.lx, p.ly, p.lz, vx, vy, vz, p.sharpness, p.metallic
                     )
@@ -319,7 +348,7 @@ def draw_tile(f, rows, columns, dark, poses, view, backdrop, bodies, out, sums):
                 samples[which, f, 0] += 1
                 sums[which, 0] += np.float32(1)
                 if f < flow.shape[0]:
-                    u, v = motion(rx, ry, p, dx, dy, away, camera, focal)
+                    u, v = motion(rx, ry, rz, p, dx, dy, away, camera, focal)
                     sums[which, 1] += np.float32(u)
                     sums[which, 2] += np.float32(v)
             frames[f, 0, i, j] = eight_bits(red / QUARTER)
@@ -342,7 +371,7 @@ def draw_tile(f, rows, columns, dark, poses, view, backdrop, bodies, out, sums):
 @njit(cache=True, error_model="numpy")
 def draw(view, backdrop, bodies, out):
     """All frames, into `out`, whose masks, flow and samples must be zero."""
-    count, size = bodies.tilts.shape[0], out.frames.shape[2]
+    count, size = bodies.angles.shape[0], out.frames.shape[2]
     picture, depth = np.empty((3, size, size), np.float32), np.empty((size, size), np.float32)
     number = (size + TILE - 1) // TILE
     tiles, sums = np.empty((number, number, 4)), np.empty((count, 3), np.float32)

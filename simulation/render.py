@@ -62,23 +62,22 @@ def pictures(
     """
     bodies = _bodies(scene)
     if chosen is not None:
-        bodies = bodies._replace(centres=bodies.centres.take(chosen, 1), tilts=bodies.tilts.take(chosen, 1))
+        bodies = bodies._replace(centres=bodies.centres.take(chosen, 1), angles=bodies.angles.take(chosen, 1))
     drawn = _drawn(scene, bodies, truth=False)
     return torch.from_numpy(drawn.frames), torch.from_numpy(drawn.masks)
 
 
 def _bodies(scene: Scene, centres: Array | None = None) -> raycast.Bodies:
     """The object, at `centres` (T, 2) if they are given, and the bystanders."""
-    mine = np.pad(scene.centres() if centres is None else centres, ((0, 0), (0, 1)))
+    mine = scene.places() if centres is None else np.column_stack([centres, scene.places()[:, 2]])
     others = scene.bystanders
     things: list[Scene | Bystander] = [scene, *others]
     looks = [scene.object_surface, *(other.surface for other in others)]
     return raycast.Bodies(
         centres=np.stack([mine, *(other.centres(scene.times) for other in others)]),
-        tilts=np.stack([scene.tilts(), *(np.zeros(len(mine)) for _ in others)]),
+        angles=np.stack([scene.angles(), *(np.tile([0.0, 0.0, other.yaw], (len(mine), 1)) for other in others)]),
         kinds=np.array([SHAPES[thing.shape] for thing in things]),
         halves=np.array([thing.half_size for thing in things]),
-        yaws=np.array([thing.yaw for thing in things]),
         textures=np.array([TEXTURES[look.texture] for look in looks]),
         frequencies=np.array([look.frequency for look in looks]),
         seeds=np.array([look.seed for look in looks]),
@@ -94,7 +93,7 @@ def _drawn(scene: Scene, bodies: raycast.Bodies, *, truth: bool) -> raycast.Pict
     camera = np.concatenate([scene.camera.place()[None], scene.camera.axes()])
     light = np.array(scene.light)
     still = trace_background(samples, focal, camera, scene.wall_m, *_wedge(scene), light, *_surfaces(scene))
-    size, (number, count) = scene.size_px, bodies.tilts.shape
+    size, (number, count) = scene.size_px, bodies.angles.shape[:2]
     out = raycast.Pictures(
         frames=np.empty((count, 3, size, size), np.float32),
         masks=np.zeros((number, count, size, size), np.float32),
@@ -108,8 +107,8 @@ def _drawn(scene: Scene, bodies: raycast.Bodies, *, truth: bool) -> raycast.Pict
 
 def truth_of(scene: Scene) -> Truth:
     """Track, events and parameters of a scene, without drawing it."""
-    centres, camera = scene.centres(), scene.camera
-    _, velocity, acceleration = scene.trajectory.at(scene.times)
+    centres, camera = scene.centres() if scene.tumbling is None else scene.places(), scene.camera
+    velocity, acceleration = scene.derivatives()
     lawful = scene.times <= scene.first_break() + 1e-9
     spread = acceleration_spread(camera.derivatives(centres, velocity, acceleration)[1][lawful])
     if scene.wobble is not None:  # no closed form is kept for a spoilt clip's derivatives: take them from its track

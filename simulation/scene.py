@@ -16,31 +16,21 @@ from numpy.typing import NDArray
 
 from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import stream_seed
-from newtonrewards.simulation import looks
+from newtonrewards.simulation import extras, looks
 from newtonrewards.simulation.bystanders import Bystander, draw_bystanders
 from newtonrewards.simulation.camera import Camera
 from newtonrewards.simulation.captions import caption, captions
-from newtonrewards.simulation.looks import Material, Surface
-from newtonrewards.simulation.motions import (
-    GRAVITY,
-    PRIMITIVES,
-    RAMPS,
-    ROLLING,
-    Trajectory,
-    flight,
-    grip,
-    roll_down,
-    slide_down,
-    slide_up,
-    straight_line,
-)
+from newtonrewards.simulation.engine import Tumbling
+from newtonrewards.simulation.looks import Surface
+from newtonrewards.simulation.motions import PRIMITIVES, RAMPS, ROLLING, Trajectory, grip, trajectory
 from newtonrewards.simulation.poses import beyond, first_crossing, rotations
-from newtonrewards.simulation.ranges import SPLITS, Ranges, default_ranges, materials_of, quantities
+from newtonrewards.simulation.ranges import SPLITS, Ranges, default_ranges, quantities, tumble_of
+from newtonrewards.simulation.shapes import SHAPES, STONE
+from newtonrewards.simulation.spoil import Wobble, spoilt
+from newtonrewards.simulation.tumble import gains_energy, tumbled
 
 Array = NDArray[np.float64]
 MAX_ATTEMPTS = 200
-# Ramp bodies must slide: a round one rolls with 5/7 g sin th (physics.md §8, simulation.md §4).
-ROLLING_SHAPES = ("sphere",)
 EXTRAS = ("camera_yaw_deg", "camera_pitch_deg", "restitution")
 SEEN = 4  # frames at least before an object leaves the view: three velocities, two accelerations
 
@@ -61,30 +51,13 @@ class Wedge:
 
 
 @dataclass(frozen=True)
-class Wobble:
-    """Smooth wrong motion: sines of these amplitudes (m) and frequencies (Hz), eased in from zero."""
-
-    amplitude: tuple[float, float]
-    frequency: tuple[float, float]
-    phase: tuple[float, float]
-
-    def offset(self, times: Array) -> Array:
-        ease = 1 - np.exp(-times / 0.12)
-        waves = [
-            a * ease * (np.sin(2 * np.pi * f * times + p) - np.sin(p))
-            for a, f, p in zip(self.amplitude, self.frequency, self.phase, strict=True)
-        ]
-        return np.stack(waves, axis=1)
-
-
-@dataclass(frozen=True)
 class Scene:
     """Everything the renderer needs, and nothing it computes.
 
     `imperfection` is `none` for right physics; `tilt` (rad) and `spin` (rad/s) turn the object about the line of sight,
     anticlockwise; `camera_yaw` and `camera_pitch` (rad) as in `camera.Camera`; `environment`, light from all around by
     its name and turned by an angle (rad), is the photo tier's alone. Where the object `may_leave` the view, the first
-    time that it does is an event.
+    time that it does is an event. `tumbling` is what becomes of it after its first contact, where an engine says so.
     """
 
     primitive: str
@@ -122,6 +95,7 @@ class Scene:
     bystanders: tuple[Bystander, ...] = ()
     environment: tuple[str, float] = ("", 0.0)
     may_leave: bool = False
+    tumbling: Tumbling | None = None
     rejections: tuple[str, ...] = ()
 
     @property
@@ -152,34 +126,55 @@ class Scene:
         The silhouette and not the centre: valid frames end there, and a mask that the edge cuts has another area and
         another middle. The camera is the resting one.
         """
-        left = self._left() if self.may_leave else None
+        left = first_crossing(self.outside, self.times) if self.may_leave else None
         return self.trajectory.events | ({} if left is None else {"leave_view": left})
 
     def first_break(self) -> float:
         """Time (s) up to which one law holds and the object is seen whole; infinity if that never ends."""
         return min(self.events.values(), default=math.inf)
 
-    def _left(self) -> float | None:
-        edges = self.camera.edges()
-
-        def outside(times: Array) -> Array:
-            turned = rotations(self.angles(times))
-            return beyond(self.shape, self.half_size, edges, np.pad(self.centres(times), ((0, 0), (0, 1))), turned)
-
-        return first_crossing(outside, self.times)
+    def outside(self, times: Array) -> Array:
+        """(T,) how far the silhouette lies beyond the nearest edge of the view, metres; negative: inside."""
+        turned = rotations(self.angles(times))
+        return beyond(self.shape, self.half_size, self.camera.edges(), self.places(times), turned)
 
     def angles(self, times: Array | None = None) -> Array:
         """(T, 3) tilt, pitch and yaw of the object (`poses`), at the times (s) of the frames or at others."""
+        times = self.times if times is None else times
         tilts = self.tilts(times)
-        return np.stack([tilts, np.zeros_like(tilts), np.full_like(tilts, self.yaw)], axis=1)
+        angles = np.stack([tilts, np.zeros_like(tilts), np.full_like(tilts, self.yaw)], axis=1)
+        if self.tumbling is not None:
+            angles = self.tumbling.angles(times, angles)
+        return angles
 
     def tilts(self, times: Array | None = None) -> Array:
-        """(T,) angle of the object about the line of sight, rad; it turns until the first contact, or rolls."""
+        """(T,) angle of the object about the line of sight, rad; it turns until the first contact, or rolls. The closed
+        form alone, without tumbling.
+        """
         times = self.times if times is None else times
         if self.primitive in ROLLING:
             way = np.linalg.norm(self.trajectory.at(times)[0], axis=1)
             return self.tilt - self.parameters["direction"] * way / self.half_size[0]
         return self.tilt + self.spin * np.minimum(times, self.trajectory.first_break())
+
+    def places(self, times: Array | None = None) -> Array:
+        """(T, 3) object centre in world metres: `centres`, and how far behind the plane of motion, where it tumbles."""
+        places = np.pad(self.centres() if times is None else self.centres(times), ((0, 0), (0, 1)))
+        if self.tumbling is not None:
+            places = self.tumbling.places(self.times if times is None else times, places)
+        return places
+
+    def derivatives(self) -> tuple[Array, Array]:
+        """Velocity and acceleration in each frame, m/s and m/s^2: (T, 2) in the plane of motion, or (T, 3) where the
+        object tumbles. There the acceleration is the mean over the two frames around: an impact has no other.
+        """
+        _, velocity, acceleration = self.trajectory.at(self.times)
+        if self.tumbling is None:
+            return velocity, acceleration
+        velocity, acceleration = (np.pad(values, ((0, 0), (0, 1))) for values in (velocity, acceleration))
+        velocity = self.tumbling.speeds(self.times, velocity)
+        after = (self.times > self.tumbling.start)[:, None]
+        return velocity, np.where(after, np.gradient(velocity, self.times, axis=0), acceleration)
 
     def centres(self, times: Array | None = None) -> Array:
         """(T, 2) object centre in world metres, at the times (s) of the frames or at others."""
@@ -189,7 +184,10 @@ class Scene:
             position = position + self._along_ramp(self.wobble.offset(times))
             if self.wedge is None:
                 position[:, 1] = np.maximum(position[:, 1], 0.0)
-        return position + np.array(self.origin)
+        centres = position + np.array(self.origin)
+        if self.tumbling is not None:
+            centres = self.tumbling.places(times, np.pad(centres, ((0, 0), (0, 1))))[:, :2]
+        return centres
 
     def _along_ramp(self, offset: Array) -> Array:
         if self.wedge is None:
@@ -220,10 +218,14 @@ def sample_scene(
         imperfect: share of clips with wrong physics, 0 to 1 (only for the base model's pre-training).
     Raises:
         InputError: unknown split, motion or shift, or ranges in which no scene fits.
+        MissingExtra: objects shall tumble, and PyBullet isn't installed.
     """
     if split not in SPLITS:
         raise InputError(f"unknown split '{split}'", fix=f"Use one of {', '.join(SPLITS)}.")
     ranges = ranges or default_ranges()
+    tumbles = ranges.world.after_contact == "tumble"
+    if tumbles and imperfect > 0:
+        raise InputError("nobody has made wrong physics tumble", where="imperfect", fix="Leave one of both out.")
     primitive = primitive or PRIMITIVES[index % len(PRIMITIVES)]
     limits = quantities(primitive, shift, ranges)
     rng = np.random.default_rng(stream_seed(seed, 0, index, f"scene/{split}/{shift}/{primitive}"))
@@ -232,9 +234,10 @@ def sample_scene(
         scene = _draw(
             rng, ranges, primitive, split, shift, {k: rng.uniform(*v) for k, v in limits.items()}, (seed, index)
         )
+        scene = tumbled(scene, tumble_of(ranges)) if tumbles else scene
         reason = _problem(scene)
         if reason is None and rng.random() < imperfect:
-            scene = _spoil(rng, scene)
+            scene = spoilt(rng, scene)
             reason = _problem(scene)
         if reason is None:
             bystanders, against = draw_bystanders(scene, ranges)
@@ -257,10 +260,9 @@ def _draw(
     world, assets = ranges.world, ranges.assets["test" if split == "test" else "train"]
     view, direction = rng.uniform(*world.view_m), float(rng.choice([-1.0, 1.0]))
     parameters = {**drawn, "direction": direction, "view_m": view}
-    extra = {name: _extra(getattr(world, name), key, split, name) for name in EXTRAS}
+    extra = {name: extras.quantity(getattr(world, name), key, split, name) for name in EXTRAS}
     parameters |= {name: value for name, value in extra.items() if getattr(world, name) != (0.0, 0.0)}
-    shapes = [shape for shape in assets.shapes if primitive not in RAMPS or shape not in ROLLING_SHAPES]
-    shapes = list(ROLLING_SHAPES) if primitive in ROLLING else shapes
+    shapes = looks.fit_shapes(assets.shapes, primitive, world.after_contact)
     shape = str(rng.choice(shapes))
     half_size = looks.half_size(rng, shape, rng.uniform(*world.half_size_m))
     wedge = _wedge(rng, primitive, drawn, direction, view)
@@ -273,21 +275,21 @@ def _draw(
         index=key[1],
         parameters=parameters,
         caption=caption(primitive, parameters),
-        trajectory=_trajectory(primitive, parameters),
+        trajectory=trajectory(primitive, parameters),
         origin=_origin(rng, primitive, direction, view, half_size, wedge),
         shape=shape,
         half_size=half_size,
         tilt=wedge.uphill * wedge.incline if wedge else 0.0,
-        spin=0.0 if wedge else _spin(world.spin_rad_s, key, split),
+        spin=0.0 if wedge else extras.spin(world.spin_rad_s, key, split),
         camera_yaw=math.radians(extra["camera_yaw_deg"]),
         camera_pitch=math.radians(extra["camera_pitch_deg"]),
-        yaw=0.0 if shape in ("capsule",) or wedge else rng.uniform(-0.6, 0.6),
+        yaw=0.0 if shape == "capsule" or SHAPES[shape] >= STONE or wedge else rng.uniform(-0.6, 0.6),
         object_surface=Surface(
             str(rng.choice(assets.textures)),
             object_colours,
             rng.uniform(0.45, 0.7),
             _seed(rng),
-            _material(ranges, key, split),
+            extras.material(ranges, key, split),
         ),
         wall=Surface(str(rng.choice(assets.walls)), wall_colour, rng.uniform(0.7, 1.4), _seed(rng)),
         floor=Surface("clouds", floor_colour, rng.uniform(0.8, 1.6), _seed(rng)),
@@ -302,29 +304,9 @@ def _draw(
         camera_height=view / 2 - world.floor_margin_m,
         camera_distance=world.camera_distance_m,
         wall_m=world.wall_m,
-        environment=_environment(ranges, key, split),
+        environment=extras.environment(ranges, key, split),
         may_leave=world.may_leave,
     )
-
-
-def _trajectory(primitive: str, p: dict[str, float], factor: float = 1.0) -> Trajectory:
-    """The motion; `factor` scales gravity (1 is right)."""
-    g, bounce = GRAVITY * factor, p.get("restitution", 0.0)
-    match primitive:
-        case "free_fall":
-            return flight(p["height_m"], (0.0, 0.0), 0.0, g, bounce)
-        case "horizontal_throw":
-            return flight(p["height_m"], (p["direction"] * p["speed_mps"], 0.0), p["friction"], g, bounce)
-        case "parabolic_throw":
-            angle = math.radians(p["angle_deg"])
-            velocity = (p["direction"] * p["speed_mps"] * math.cos(angle), p["speed_mps"] * math.sin(angle))
-            return flight(p["height_m"], velocity, p["friction"], g, bounce)
-        case "roll_down":
-            return roll_down(math.radians(p["incline_deg"]), p["direction"], g)
-        case "ramp_down":
-            return slide_down(math.radians(p["incline_deg"]), p["friction"], p["direction"], g)
-        case _:
-            return slide_up(math.radians(p["incline_deg"]), p["friction"], p["speed_mps"], p["direction"], g)
 
 
 def _origin(
@@ -357,30 +339,6 @@ def _wedge(
     return Wedge(middle - uphill * length * math.cos(incline) / 2, uphill, incline, length)
 
 
-def _extra(limits: tuple[float, float], key: tuple[int, int], split: str, name: str) -> float:
-    """A quantity that is off in the default world, from a stream of its own: nothing else of a scene depends on it."""
-    return float(np.random.default_rng(stream_seed(key[0], 0, key[1], f"{name}/{split}")).uniform(*limits))
-
-
-def _environment(ranges: Ranges, key: tuple[int, int], split: str) -> tuple[str, float]:
-    """A light of the split's own, turned to any side; from a stream of its own."""
-    part = "test" if split == "test" else "train"
-    names = ranges.assets[part].environments or default_ranges().assets[part].environments
-    rng = np.random.default_rng(stream_seed(key[0], 0, key[1], f"environment/{split}"))
-    return str(rng.choice(names)), float(rng.uniform(0, 2 * math.pi))
-
-
-def _material(ranges: Ranges, key: tuple[int, int], split: str) -> Material | None:
-    """From a stream of its own."""
-    return looks.material(materials_of(ranges), stream_seed(key[0], 0, key[1], f"material/{split}"))
-
-
-def _spin(limits: tuple[float, float], key: tuple[int, int], split: str) -> float:
-    """Turning speed, rad/s, either way; from a stream of its own, so that nothing else of a scene depends on it."""
-    rng = np.random.default_rng(stream_seed(key[0], 0, key[1], f"spin/{split}"))
-    return float(rng.uniform(*limits) * rng.choice([-1.0, 1.0]))
-
-
 def _seed(rng: np.random.Generator) -> int:
     return int(rng.integers(1 << 20))
 
@@ -389,40 +347,27 @@ def _problem(scene: Scene) -> str | None:
     """Why a drawn scene can't be used, or None."""
     centres = scene.centres()
     half = max(scene.half_size[:2])
-    reach = scene.view_m / 2 - half
+    room = scene.view_m / 2 - half
     middle = scene.camera_height
-    if not scene.may_leave and (np.abs(centres[:, 0]).max() > reach or centres[:, 1].max() - middle > reach):
+    if not scene.may_leave and (np.abs(centres[:, 0]).max() > room or centres[:, 1].max() - middle > room):
+        return "leaves the view"
+    if not scene.may_leave and scene.tumbling is not None and scene.outside(scene.times).max() > 0:
         return "leaves the view"
     if scene.events.get("leave_view", math.inf) < scene.times[min(SEEN, scene.num_frames) - 1]:
         return "leaves the view too soon"
     if np.linalg.norm(centres - centres[0], axis=1).max() < 0.2:
         return "hardly moves"
     if not scene.may_leave and (scene.camera_yaw or scene.camera_pitch):
-        reach = 0.5 - half / scene.view_m
-        if np.abs(scene.camera.to_image(centres) - 0.5).max() > reach:
+        room = 0.5 - half / scene.view_m
+        if np.abs(scene.camera.to_image(centres) - 0.5).max() > room:
             return "leaves the view"
+    if scene.tumbling is not None and gains_energy(scene.shape, scene.half_size, scene.tumbling):
+        return "gains energy"
     if scene.primitive in ROLLING and scene.parameters["friction"] < grip(scene.wedge.incline if scene.wedge else 0.0):
         return "slips"
     if scene.wedge is not None:
-        along = np.abs(centres[:, 0] - scene.wedge.foot_x) / math.cos(scene.wedge.incline)
-        if along.min() < half * 0.9 or along.max() > scene.wedge.length - half * 0.5:
+        lawful = centres[scene.times <= scene.trajectory.first_break()] if scene.tumbling else centres
+        along = np.abs(lawful[:, 0] - scene.wedge.foot_x) / math.cos(scene.wedge.incline)
+        if (along.min() < half * 0.9 and scene.tumbling is None) or along.max() > scene.wedge.length - half * 0.5:
             return "leaves the ramp"
     return None
-
-
-def _spoil(rng: np.random.Generator, scene: Scene) -> Scene:
-    """Wrong physics on purpose: gravity scaled by .45 to 2, or constant speed, or a smooth wobble on either."""
-    kind = str(rng.choice(["factor", "constant_speed", "wobble"], p=[0.6, 0.2, 0.2]))
-    factor = math.exp(rng.uniform(math.log(0.45), math.log(2.0)))
-    trajectory = _trajectory(scene.primitive, scene.parameters, factor)
-    if kind == "constant_speed":
-        trajectory = straight_line(scene.trajectory, scene.times[-1])
-    wobble = None
-    if kind == "wobble":
-        metres = 2.0 / 64 * scene.view_m  # up to about two pixels of the embedded world
-        amplitude, frequency, phase = (
-            (float(x), float(y))
-            for x, y in (rng.uniform(0.3, 1.0, 2) * metres, rng.uniform(1.5, 4.0, 2), rng.uniform(0, 2 * math.pi, 2))
-        )
-        wobble = Wobble(amplitude, frequency, phase)
-    return replace(scene, trajectory=trajectory, wobble=wobble, imperfection=kind)

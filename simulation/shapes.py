@@ -1,7 +1,7 @@
 """An object by itself: its surface as a signed distance, its texture, the rays that meet it and the shadow it casts.
 
-Plain numba on numbers, in metres. `half` sizes (hx, hy, hz) lie along the object's own axes; ct, st, cyaw, syaw are the
-cosines and sines of its tilt about the line of sight and its yaw about the vertical.
+Plain numba on numbers, in metres. `half` sizes (hx, hy, hz) lie along the object's own axes; ct, st, cp, sp, cyaw, syaw
+are the cosines and sines of its tilt about the line of sight, pitch about x and yaw about the vertical (`poses.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,44 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
+from newtonrewards.simulation.solids import COUNT, PLANES
+
+STONE = 6  # the first of them
 SHAPES = {"sphere": 0, "box": 1, "puck": 2, "rounded_box": 3, "hex_prism": 4, "capsule": 5}
+SHAPES |= {f"stone_{number}": STONE + number for number in range(COUNT)}
 TEXTURES = {"two_tone": 0, "checker": 1, "stripes": 2, "dots": 3, "rings": 4, "zigzag": 5}
 AMBIENT = 0.55
 TRACE_STEPS = 48
 HIT = 1e-3
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def over_planes(kind, x, y, z, hx):
+    """How far a point lies over the outermost plane of a stone: its distance, or less beside edges and corners."""
+    far = -np.inf
+    for k in range(PLANES.shape[1]):
+        p = PLANES[kind - STONE, k]
+        far = max(far, p[0] * x + p[1] * y + p[2] * z - hx * p[3])
+    return far
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def strike_planes(kind, ox, oy, oz, ux, uy, uz, hx):
+    """Distance at which a line enters a stone, infinity where it passes; along the stone's axes."""
+    near, far = -np.inf, np.inf
+    for k in range(PLANES.shape[1]):
+        p = PLANES[kind - STONE, k]
+        speed = p[0] * ux + p[1] * uy + p[2] * uz
+        gap = hx * p[3] - (p[0] * ox + p[1] * oy + p[2] * oz)
+        if speed < 0:
+            near = max(near, gap / speed)
+        elif speed > 0:
+            far = min(far, gap / speed)
+        elif gap < 0:
+            return np.inf
+    return near if near < far else np.inf
 
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
@@ -38,6 +71,8 @@ def sdf(kind, x, y, z, hx, hy, hz):
     if kind == 5:
         along = max(abs(x) - (hx - hy), 0.0)
         return math.sqrt(along * along + y * y + z * z) - hy
+    if kind >= STONE:
+        return over_planes(kind, x, y, z, hx)
     r = 0.35 * min(hx, hy, hz) if kind == 3 else 0.0
     dx, dy, dz = abs(x) - hx + r, abs(y) - hy + r, abs(z) - hz + r
     outside = math.sqrt(max(dx, 0.0) ** 2 + max(dy, 0.0) ** 2 + max(dz, 0.0) ** 2)
@@ -74,10 +109,41 @@ def object_mix(kind, x, y, z, frequency, shift, cos, sin):
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True, error_model="numpy")
-def local(x, y, z, ct, st, cy, sy):
-    """World offset from the object's centre to its own axes: undo the tilt about z, then the yaw about y."""
+def local(x, y, z, ct, st, cp, sp, cy, sy):
+    """World offset from the object's centre to its own axes: undo the tilt about z, the pitch about x, then the yaw
+    about y.
+    """
     a, b = ct * x + st * y, ct * y - st * x
+    b, z = cp * b + sp * z, cp * z - sp * b
     return cy * a + sy * z, b, cy * z - sy * a
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def sines(tilt, pitch, yaw):
+    """Cosine and sine of each."""
+    return math.cos(tilt), math.sin(tilt), math.cos(pitch), math.sin(pitch), math.cos(yaw), math.sin(yaw)
+
+
+@no_type_check  # jaxtyping's import hook must not wrap what numba compiles
+@njit(cache=True, error_model="numpy")
+def turning(before, after):
+    """What takes a body's point from where it is turned to by `before` to where by `after`, less the point itself: nine
+    numbers, row by row. Tilts alone are taken together first, which rounds less.
+    """
+    if before[1] == 0 and after[1] == 0 and before[2] == after[2]:
+        turn = after[0] - before[0]
+        c, s = math.cos(turn) - 1, math.sin(turn)
+        return c, -s, 0.0, s, c, 0.0, 0.0, 0.0, 0.0
+    cb, sb, cpb, spb, cyb, syb = sines(before[0], before[1], before[2])
+    ca, sa, cpa, spa, cya, sya = sines(after[0], after[1], after[2])
+    unit, m = np.eye(3), np.empty((3, 3))
+    for i in range(3):
+        ax, ay, az = local(unit[i, 0], unit[i, 1], unit[i, 2], ca, sa, cpa, spa, cya, sya)
+        for j in range(3):
+            bx, by, bz = local(unit[j, 0], unit[j, 1], unit[j, 2], cb, sb, cpb, spb, cyb, syb)
+            m[i, j] = ax * bx + ay * by + az * bz - unit[i, j]
+    return m[0, 0], m[0, 1], m[0, 2], m[1, 0], m[1, 1], m[1, 2], m[2, 0], m[2, 1], m[2, 2]
 
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
@@ -99,7 +165,7 @@ def entry(ox, oy, oz, ux, uy, uz, hx, hy, hz, room):
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True, error_model="numpy")
-def object_shadow(ox, oy, oz, lx, ly, lz, kind, hx, hy, hz, bound, ct, st, cyaw, syaw):
+def object_shadow(ox, oy, oz, lx, ly, lz, kind, hx, hy, hz, bound, ct, st, cp, sp, cyaw, syaw):
     """1 in full light, 0 in full shadow; penumbra by the closest pass of the shadow ray (k d / t).
 
     (ox, oy, oz) from the object's centre to the point, (lx, ly, lz) to the light.
@@ -111,14 +177,14 @@ def object_shadow(ox, oy, oz, lx, ly, lz, kind, hx, hy, hz, bound, ct, st, cyaw,
     reach = bound + 0.12 * along + 0.02
     if qx * qx + qy * qy + qz * qz > reach * reach:
         return 1.0
-    kx, ky, kz = local(ox, oy, oz, ct, st, cyaw, syaw)
-    vx, vy, vz = local(lx, ly, lz, ct, st, cyaw, syaw)
+    kx, ky, kz = local(ox, oy, oz, ct, st, cp, sp, cyaw, syaw)
+    vx, vy, vz = local(lx, ly, lz, ct, st, cp, sp, cyaw, syaw)
     # lit is 1 where the ray stays farther than t / 9; a hexagon's distance is up to 1 / .866 times too short
     if entry(kx, ky, kz, vx, vy, vz, hx, hy, hz, 0.01 + 1.2 * (along + reach) / 9) == np.inf:
         return 1.0
     t, lit = max(0.01, along - reach), 1.0
     for _ in range(TRACE_STEPS):
-        x, y, z = local(ox + t * lx, oy + t * ly, oz + t * lz, ct, st, cyaw, syaw)
+        x, y, z = local(ox + t * lx, oy + t * ly, oz + t * lz, ct, st, cp, sp, cyaw, syaw)
         d = sdf(kind, x, y, z, hx, hy, hz)
         if d < HIT:
             return 0.0
@@ -131,16 +197,18 @@ def object_shadow(ox, oy, oz, lx, ly, lz, kind, hx, hy, hz, bound, ct, st, cyaw,
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles
 @njit(cache=True, error_model="numpy")
-def strike(ox, oy, oz, ux, uy, uz, kind, hx, hy, hz, bound, ct, st, cyaw, syaw):
+def strike(ox, oy, oz, ux, uy, uz, kind, hx, hy, hz, bound, ct, st, cp, sp, cyaw, syaw):
     """Distance at which a ray meets an object, infinity where it misses; (ox, oy, oz) from its centre to the camera."""
     along = -(ox * ux + oy * uy + oz * uz)
     miss = (ox + along * ux) ** 2 + (oy + along * uy) ** 2 + (oz + along * uz) ** 2
     if miss > bound * bound:
         return np.inf
-    kx, ky, kz = local(ox, oy, oz, ct, st, cyaw, syaw)
-    vx, vy, vz = local(ux, uy, uz, ct, st, cyaw, syaw)
+    kx, ky, kz = local(ox, oy, oz, ct, st, cp, sp, cyaw, syaw)
+    vx, vy, vz = local(ux, uy, uz, ct, st, cp, sp, cyaw, syaw)
     if kind == 0:
         return along - math.sqrt(hx * hx - miss) if miss < hx * hx else np.inf
+    if kind >= STONE:
+        return strike_planes(kind, kx, ky, kz, vx, vy, vz, hx)
     t = entry(kx, ky, kz, vx, vy, vz, hx, hy, hz, 0.0)
     if t == np.inf:
         return np.inf

@@ -14,8 +14,9 @@ from newtonrewards.core.video import write_video
 from newtonrewards.eval.measure import Flow
 from newtonrewards.rewards.flow import EMBEDDED_WEIGHTS, FlowConfig, load_flow
 from newtonrewards.simulation.render import render
-from newtonrewards.simulation.scene import Wobble, sample_scene
+from newtonrewards.simulation.scene import sample_scene
 from newtonrewards.simulation.simulate import SimulateRecipe, shift_of, simulate
+from newtonrewards.simulation.spoil import Wobble
 
 NUM_CLIPS = 20
 RECIPE = SimulateRecipe(num_clips=NUM_CLIPS, split="val", shifts=("id", "ood"), seed=11, arrays=("masks",))

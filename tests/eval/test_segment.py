@@ -15,7 +15,8 @@ from newtonrewards.eval import segment, tracks
 from newtonrewards.eval.metrics import measure, strict
 from newtonrewards.eval.tracks import Track, track_from_masks, true_track
 from newtonrewards.simulation.render import render
-from newtonrewards.simulation.scene import Wobble, sample_scene
+from newtonrewards.simulation.scene import sample_scene
+from newtonrewards.simulation.spoil import Wobble
 
 
 @functools.cache

@@ -211,5 +211,6 @@ def _fetched(frame: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
 
 def test_a_change_of_the_kernels_reaches_what_is_compiled_with_them() -> None:
     folder = Path(raycast.__file__).parent
-    digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in ("backdrop.py", "shapes.py"))).hexdigest()
+    names = ("backdrop.py", "shapes.py", "solids.py")
+    digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
     assert digest[:8] == raycast.COMPILED_WITH, f'write COMPILED_WITH = "{digest[:8]}" in raycast.py'
