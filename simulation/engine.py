@@ -71,19 +71,14 @@ class Tumbling:
         return moving + (own**2 * moments).sum(1) / 2
 
     def _then(self, times: Array, before: Array, after: Array) -> Array:
-        late, changed = times > self.start, before.copy()
-        changed[late] = after[late]
-        return changed
+        return np.where((times > self.start)[:, None], after, before)
 
     def _between(self, times: Array, values: Array) -> Array:
         """Between two steps in proportion."""
-        found = np.empty((len(times), 3))
-        for column in range(3):
-            found[:, column] = np.interp(times, self._known(), values[:, column])
-        return found
+        return np.stack([np.interp(times, self._known(), column) for column in values.T], 1)
 
     def _known(self) -> Array:
-        return self.start + STEP * np.arange(len(self.positions))
+        return self.start + STEP * np.arange(len(self.positions), dtype=np.float64)
 
 
 @dataclass(frozen=True)
