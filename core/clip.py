@@ -29,6 +29,7 @@ class BystanderTruth:
         world_position, world_velocity, world_acceleration: (T, 3) metres, m/s, m/s^2.
         visible: (T,) share of it that nothing hides; NaN where it is out of the frame.
         masks: (T, H, W) soft mask of what is visible, in [0, 1], or None where it wasn't kept.
+        events: as there; a body that stands in the object's way may be `hit`.
     """
 
     motion: str
@@ -60,7 +61,8 @@ class Truth:
         split: `train`, `val` or `test`.
         shift: `id`, `ood_height`, `ood_speed`, `ood_friction` or `ood_all`.
         events: frame time (float) of each event by name: `land` (`land_2`, ... where a body bounces), `turn`, `stop`,
-            `leave_view` (its silhouette first touches the frame's edge; only where a scene may leave the view).
+            `leave_view` (its silhouette first touches the frame's edge, where a clip may leave the view), `hit` (it
+            touches another body, where some stand in its way).
         parameters: physical parameters in SI units.
         seed: the number from which the clip can be made again.
         acceleration_spread: how far the image acceleration is from constant before the first event, as a share of its

@@ -1,4 +1,5 @@
-"""Further objects of a scene: each stands still or moves by a law of its own, and nothing ever meets anything.
+"""Further objects of a scene: each stands still or moves by a law of its own, and none ever meets anything; what does
+stands in `targets.py`.
 
 They are drawn after the scene and from streams of their own, so the object, its motion and its surroundings are the
 same with and without them. One that could touch something, would hide the object or leaves the view is drawn again, and
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from newtonrewards.core.errors import InputError
 from newtonrewards.core.run import stream_seed
 from newtonrewards.simulation import looks
+from newtonrewards.simulation.engine import Tumbling
 from newtonrewards.simulation.looks import Surface
 from newtonrewards.simulation.motions import Phase, Trajectory, flight, slide
-from newtonrewards.simulation.ranges import Bystanders, Ranges, default_ranges, materials_of
+from newtonrewards.simulation.ranges import Bystanders, Ranges, bystanders_of, materials_of
 
 if TYPE_CHECKING:
     from newtonrewards.simulation.scene import Scene
@@ -43,6 +45,7 @@ class Bystander:
     half_size: tuple[float, float, float]
     yaw: float
     surface: Surface
+    tumbling: Tumbling | None = None
 
     @property
     def radius(self) -> float:
@@ -52,7 +55,13 @@ class Bystander:
     def centres(self, times: Array) -> Array:
         """(T, 3) centre in world metres at these times (s)."""
         position = self.trajectory.at(times)[0] + np.array(self.origin[:2])
-        return np.column_stack([position, np.full(len(times), self.origin[2])])
+        centres = np.column_stack([position, np.full(len(times), self.origin[2])])
+        return centres if self.tumbling is None else self.tumbling.places(times, centres)
+
+    def angles(self, times: Array) -> Array:
+        """(T, 3) tilt, pitch and yaw (`poses`) at these times (s)."""
+        angles = np.tile([0.0, 0.0, self.yaw], (len(times), 1))
+        return angles if self.tumbling is None else self.tumbling.angles(times, angles)
 
 
 def draw_bystanders(scene: Scene, ranges: Ranges) -> tuple[tuple[Bystander, ...], list[str]]:
@@ -61,8 +70,7 @@ def draw_bystanders(scene: Scene, ranges: Ranges) -> tuple[tuple[Bystander, ...]
     Raises:
         InputError: no place is left for one.
     """
-    limits = ranges.bystanders or default_ranges().bystanders
-    assert limits is not None, "the shipped ranges have them"
+    limits = bystanders_of(ranges)
     drawn: list[Bystander] = []
     reasons: list[str] = []
     for number in range(ranges.world.bystanders):
@@ -71,7 +79,7 @@ def draw_bystanders(scene: Scene, ranges: Ranges) -> tuple[tuple[Bystander, ...]
         material = looks.material(materials_of(ranges), stream_seed(scene.seed, 0, scene.index, f"{stream}/material"))
         for _ in range(MAX_ATTEMPTS):
             one = _draw(rng, limits, ranges, scene)
-            reason = _problem(one, scene, drawn)
+            reason = _problem(one, scene, [*scene.bystanders, *drawn])
             if reason is None:
                 drawn.append(replace(one, surface=replace(one.surface, material=material)))
                 break

@@ -7,8 +7,10 @@ the laws are the same in a mirror. How far it is from the closed forms: `tests/s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,6 +31,8 @@ Vector = tuple[float, float, float]
 STEP = 1e-3  # s
 ROUND = 32  # corners of a circle in the engine's hulls: up to half a percent of the radius from round
 BASE = -1  # PyBullet's number for a body that has no joints
+GROUND = 0  # and for what was made first
+FORCE = 9  # where the normal force stands in what it says of a contact
 
 
 class State(NamedTuple):
@@ -42,8 +46,9 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Tumbling:
-    """What becomes of a body from `start` (s) on: its states at N times, `STEP` apart, the first at `start`."""
+    """What becomes of a body from `start` (s) on: its states at N times, `STEP` apart, the first at `begin` (s)."""
 
+    begin: float
     start: float
     positions: Array
     velocities: Array
@@ -64,12 +69,6 @@ class Tumbling:
         turned = Slerp(known, self.turns)(np.clip(times, known[0], known[-1]))
         return self._then(times, before, angles_of(turned.as_matrix()))
 
-    def energies(self, moments: Array) -> Array:
-        """(N,) of 1 kg, J: moving, turning with these moments (`inertia`), and above the floor."""
-        own = np.einsum("tji,tj->ti", self.turns.as_matrix(), self.spins)
-        moving: Array = (self.velocities**2).sum(1) / 2 + GRAVITY * self.positions[:, 1]
-        return moving + (own**2 * moments).sum(1) / 2
-
     def _then(self, times: Array, before: Array, after: Array) -> Array:
         return np.where((times > self.start)[:, None], after, before)
 
@@ -78,7 +77,16 @@ class Tumbling:
         return np.stack([np.interp(times, self._known(), column) for column in values.T], 1)
 
     def _known(self) -> Array:
-        return self.start + STEP * np.arange(len(self.positions), dtype=np.float64)
+        return self.begin + STEP * np.arange(len(self.positions), dtype=np.float64)
+
+
+class Run(NamedTuple):
+    """What became of bodies, and when (s) two of the engine's numbers first pressed on each other; the floor's is
+    `GROUND`.
+    """
+
+    bodies: list[Tumbling]
+    touched: dict[frozenset[int], float]
 
 
 @dataclass(frozen=True)
@@ -89,14 +97,16 @@ class Engine:
     client: int
 
     def add(self, shape: str, half: Vector, state: State, friction: float, restitution: float) -> int:
-        """A body of 1 kg; both coefficients are those of its contact with anything that stands still.
+        """A body as heavy as it is large; both coefficients are those of its contact with anything that stands still,
+        and between two bodies their products count.
 
         Returns:
             the engine's number for it.
         """
+        volume, moments = mass(shape, half)
         turn = Rotation.from_matrix(state.rotation).as_quat()
         number = self.bullet.createMultiBody(
-            1.0,
+            volume,
             self._shape(shape, half),
             basePosition=state.position,
             baseOrientation=turn,
@@ -105,22 +115,30 @@ class Engine:
         # without damping: by default a throw of two seconds ends 1.4 m off. The margin would be added around hulls.
         self._be(
             number, lateralFriction=friction, restitution=restitution, linearDamping=0, angularDamping=0,
-            localInertiaDiagonal=inertia(shape, half), collisionMargin=0.0,
+            localInertiaDiagonal=volume * moments, collisionMargin=0.0,
         )  # fmt: skip
         self.bullet.resetBaseVelocity(number, state.velocity, state.spin, physicsClientId=self.client)
         return int(number)
 
-    def run(self, body: int, start: float, steps: int) -> Tumbling:
-        """Let time pass from `start` (s), and see what becomes of a body."""
-        poses, speeds = [], []
+    def run(self, bodies: Sequence[int], begin: float, steps: int) -> Run:
+        """Let time pass from `begin` (s), and see what becomes of bodies."""
+        states: list[list[tuple[float, ...]]] = [[] for _ in bodies]
+        touched: dict[frozenset[int], float] = {}
         for step in range(steps + 1):
             if step:
                 self.bullet.stepSimulation(physicsClientId=self.client)
-            poses.append(self.bullet.getBasePositionAndOrientation(body, physicsClientId=self.client))
-            speeds.append(self.bullet.getBaseVelocity(body, physicsClientId=self.client))
-        positions, turns = (np.array(column) for column in zip(*poses, strict=True))
-        velocities, spins = (np.array(column) for column in zip(*speeds, strict=True))
-        return Tumbling(start, positions, velocities, Rotation.from_quat(turns), spins)
+                for contact in self.bullet.getContactPoints(physicsClientId=self.client):
+                    if contact[FORCE] > 0:
+                        touched.setdefault(frozenset(contact[1:3]), begin + (step - 1) * STEP)
+            for body, rows in zip(bodies, states, strict=True):
+                place, turn = self.bullet.getBasePositionAndOrientation(body, physicsClientId=self.client)
+                speed, spin = self.bullet.getBaseVelocity(body, physicsClientId=self.client)
+                rows.append((*place, *turn, *speed, *spin))
+        made = []
+        for rows in states:
+            place, turn, speed, spin = np.split(np.array(rows), (3, 7, 10), axis=1)
+            made.append(Tumbling(begin, begin, place, speed, Rotation.from_quat(turn), spin))
+        return Run(made, touched)
 
     def plane(self, normal: Vector, position: Vector) -> None:
         shape = self.bullet.createCollisionShape(
@@ -185,10 +203,23 @@ def world(wedge: Wedge | None = None, wall_m: float | None = None) -> Iterator[E
         pybullet.disconnect(engine.client)
 
 
-def inertia(shape: str, half: Vector) -> Array:
-    """(3,) moments of 1 kg about a shape's own axes, kg m^2; they are its principal ones."""
+class Mass(NamedTuple):
+    """Volume, m^3, and moments of 1 kg about the own axes of a shape, (3,) kg m^2; they are its principal ones."""
+
+    volume: float
+    moments: Array
+
+    def energies(self, made: Tumbling) -> Array:
+        """(N,) J per unit of density: moving, turning, and above the floor."""
+        own = np.einsum("tji,tj->ti", made.turns.as_matrix(), made.spins)
+        moving: Array = (made.velocities**2).sum(1) / 2 + GRAVITY * made.positions[:, 1]
+        return self.volume * (moving + (own**2 * self.moments).sum(1) / 2)
+
+
+@lru_cache(maxsize=64)
+def mass(shape: str, half: Vector) -> Mass:
     if shape == "sphere":
-        return np.full(3, 0.4 * half[0] ** 2)
+        return Mass(4 / 3 * math.pi * half[0] ** 3, np.full(3, 0.4 * half[0] ** 2))
     vertices, faces, _ = hull(points(shape, half, ROUND))
     body = solid(vertices, faces)
-    return np.diag(body.inertia) / body.volume
+    return Mass(body.volume, np.diag(body.inertia) / body.volume)

@@ -245,11 +245,7 @@ def write_picture(path: Path, colours: Array) -> None:
 def all_poses(scene: Scene) -> list[Array]:
     """(T, 4, 4) from each body's own axes to the world: the object's, then the bystanders'."""
     mine = _poses(scene.places(), scene.angles())
-    others = [
-        _poses(other.centres(scene.times), np.tile([0.0, 0.0, other.yaw], (scene.num_frames, 1)))
-        for other in scene.bystanders
-    ]
-    return [mine, *others]
+    return [mine, *(_poses(other.centres(scene.times), other.angles(scene.times)) for other in scene.bystanders)]
 
 
 def _poses(centres: Array, angles: Array) -> Array:

@@ -23,7 +23,8 @@ class World(Config):
     move the camera to the left (right where negative) and up around the middle of the view; `restitution` lets objects
     bounce. `bystanders` is the number of further objects. `may_leave` keeps clips whose object leaves the view, which
     else are drawn again, with an event of its own. `after_contact` is how an object goes on that has landed: it slides
-    as it fell, or tumbles by a rigid-body engine, which is an extra. `materials` are names of `Ranges.materials`, of
+    as it fell, or tumbles by a rigid-body engine, which is an extra. `targets` is the number of things that stand in
+    its way there. `materials` are names of `Ranges.materials`, of
     which each object is made of one; none: all are painted alike.
     """
 
@@ -43,6 +44,7 @@ class World(Config):
     bystanders: int = Field(0, ge=0, le=8)
     may_leave: bool = False
     after_contact: Literal["slide", "tumble"] = "slide"
+    targets: int = Field(0, ge=0, le=4)
     materials: tuple[str, ...] = ()
 
 
@@ -119,6 +121,12 @@ def materials_of(ranges: Ranges) -> dict[str, MaterialRanges]:
 def tumble_of(ranges: Ranges) -> Tumble:
     found = ranges.tumble or default_ranges().tumble
     assert found is not None, "the shipped ranges have it"
+    return found
+
+
+def bystanders_of(ranges: Ranges) -> Bystanders:
+    found = ranges.bystanders or default_ranges().bystanders
+    assert found is not None, "the shipped ranges have them"
     return found
 
 

@@ -18,6 +18,7 @@ from newtonrewards.simulation.camera import acceleration_spread
 from newtonrewards.simulation.looks import Surface
 from newtonrewards.simulation.scene import Scene
 from newtonrewards.simulation.shapes import SHAPES, TEXTURES
+from newtonrewards.simulation.tumble import derivatives
 
 Array = NDArray[np.float64]
 OVERSAMPLING = 2  # 2x2 samples for each pixel
@@ -75,7 +76,7 @@ def _bodies(scene: Scene, centres: Array | None = None) -> raycast.Bodies:
     looks = [scene.object_surface, *(other.surface for other in others)]
     return raycast.Bodies(
         centres=np.stack([mine, *(other.centres(scene.times) for other in others)]),
-        angles=np.stack([scene.angles(), *(np.tile([0.0, 0.0, other.yaw], (len(mine), 1)) for other in others)]),
+        angles=np.stack([scene.angles(), *(other.angles(scene.times) for other in others)]),
         kinds=np.array([SHAPES[thing.shape] for thing in things]),
         halves=np.array([thing.half_size for thing in things]),
         textures=np.array([TEXTURES[look.texture] for look in looks]),
@@ -108,7 +109,7 @@ def _drawn(scene: Scene, bodies: raycast.Bodies, *, truth: bool) -> raycast.Pict
 def truth_of(scene: Scene) -> Truth:
     """Track, events and parameters of a scene, without drawing it."""
     centres, camera = scene.centres() if scene.tumbling is None else scene.places(), scene.camera
-    velocity, acceleration = scene.derivatives()
+    velocity, acceleration = derivatives(scene.trajectory, scene.tumbling, scene.times)
     lawful = scene.times <= scene.first_break() + 1e-9
     spread = acceleration_spread(camera.derivatives(centres, velocity, acceleration)[1][lawful])
     if scene.wobble is not None:  # no closed form is kept for a spoilt clip's derivatives: take them from its track
@@ -139,7 +140,7 @@ def truth_of(scene: Scene) -> Truth:
 
 def _bystander_truth(one: Bystander, scene: Scene) -> BystanderTruth:
     centres, camera = one.centres(scene.times), scene.camera
-    _, velocity, acceleration = one.trajectory.at(scene.times)
+    velocity, acceleration = derivatives(one.trajectory, one.tumbling, scene.times)
     seen = camera.derivatives(centres, velocity, acceleration)
     return BystanderTruth(
         motion=one.motion,

@@ -24,7 +24,7 @@ from newtonrewards.simulation.engine import Tumbling
 from newtonrewards.simulation.looks import Surface
 from newtonrewards.simulation.motions import PRIMITIVES, RAMPS, ROLLING, Trajectory, grip, trajectory
 from newtonrewards.simulation.poses import beyond, first_crossing, rotations
-from newtonrewards.simulation.ranges import SPLITS, Ranges, default_ranges, quantities, tumble_of
+from newtonrewards.simulation.ranges import SPLITS, Ranges, default_ranges, quantities
 from newtonrewards.simulation.shapes import SHAPES, STONE
 from newtonrewards.simulation.spoil import Wobble, spoilt
 from newtonrewards.simulation.tumble import gains_energy, tumbled
@@ -164,18 +164,6 @@ class Scene:
             places = self.tumbling.places(self.times if times is None else times, places)
         return places
 
-    def derivatives(self) -> tuple[Array, Array]:
-        """Velocity and acceleration in each frame, m/s and m/s^2: (T, 2) in the plane of motion, or (T, 3) where the
-        object tumbles. There the acceleration is the mean over the two frames around: an impact has no other.
-        """
-        _, velocity, acceleration = self.trajectory.at(self.times)
-        if self.tumbling is None:
-            return velocity, acceleration
-        velocity, acceleration = (np.pad(values, ((0, 0), (0, 1))) for values in (velocity, acceleration))
-        velocity = self.tumbling.speeds(self.times, velocity)
-        after = (self.times > self.tumbling.start)[:, None]
-        return velocity, np.where(after, np.gradient(velocity, self.times, axis=0), acceleration)
-
     def centres(self, times: Array | None = None) -> Array:
         """(T, 2) object centre in world metres, at the times (s) of the frames or at others."""
         times = self.times if times is None else times
@@ -226,6 +214,10 @@ def sample_scene(
     tumbles = ranges.world.after_contact == "tumble"
     if tumbles and imperfect > 0:
         raise InputError("nobody has made wrong physics tumble", where="imperfect", fix="Leave one of both out.")
+    if ranges.world.targets and not tumbles:
+        raise InputError(
+            "nothing touches targets", where="world.targets", fix="Set world.after_contact=tumble with them."
+        )
     primitive = primitive or PRIMITIVES[index % len(PRIMITIVES)]
     limits = quantities(primitive, shift, ranges)
     rng = np.random.default_rng(stream_seed(seed, 0, index, f"scene/{split}/{shift}/{primitive}"))
@@ -234,14 +226,14 @@ def sample_scene(
         scene = _draw(
             rng, ranges, primitive, split, shift, {k: rng.uniform(*v) for k, v in limits.items()}, (seed, index)
         )
-        scene = tumbled(scene, tumble_of(ranges)) if tumbles else scene
+        scene = tumbled(scene, ranges) if tumbles else scene
         reason = _problem(scene)
         if reason is None and rng.random() < imperfect:
             scene = spoilt(rng, scene)
             reason = _problem(scene)
         if reason is None:
             bystanders, against = draw_bystanders(scene, ranges)
-            return replace(scene, bystanders=bystanders, rejections=(*reasons, *against))
+            return replace(scene, bystanders=(*scene.bystanders, *bystanders), rejections=(*reasons, *against))
         reasons.append(reason)
     raise InputError(
         f"no {primitive}/{shift} scene fits in {MAX_ATTEMPTS} draws: {dict(Counter(reasons))}", where="ranges.yaml"
@@ -361,7 +353,7 @@ def _problem(scene: Scene) -> str | None:
         room = 0.5 - half / scene.view_m
         if np.abs(scene.camera.to_image(centres) - 0.5).max() > room:
             return "leaves the view"
-    if scene.tumbling is not None and gains_energy(scene.shape, scene.half_size, scene.tumbling):
+    if scene.tumbling is not None and gains_energy(scene):
         return "gains energy"
     if scene.primitive in ROLLING and scene.parameters["friction"] < grip(scene.wedge.incline if scene.wedge else 0.0):
         return "slips"

@@ -47,7 +47,7 @@ class SimulateRecipe(Config):
         arrays: channels to store beside frames and track.
         ranges: file of one's own in the form of `simulation/ranges.yaml`.
         world: values of `world` in the ranges that differ: `size_px`, `num_frames`, `spin_rad_s`, `camera_yaw_deg`,
-            `restitution`, `materials`, ...
+            `restitution`, `materials`, `after_contact`, ...
         caption: the phrasing that stands as the clip's caption; every phrasing stands in its `captions`.
         film: what is imperfect about the camera; the default is the perfect one.
         tier: `fast`, or `photo`: the same clips as Blender's Cycles sees them (`simulation.photo`).

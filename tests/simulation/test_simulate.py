@@ -71,6 +71,8 @@ def test_options_of_world_and_camera_reach_the_clips(tmp_path: Path) -> None:
         ({"world": {"size": 48}}, "size_px"),
         ({"world": {"camera_yaw_deg": "wide"}}, "camera_yaw_deg"),
         ({"film": {"shaking": 0.1}}, "shake"),
+        ({"world": {"materials": ["velvet"]}}, "glossy"),
+        ({"world": {"after_contact": "bounce"}}, "tumble"),
         ({"primitives": ["fall"]}, "roll_down"),
         ({"photo": {"samples": 4}}, "tier: photo"),
         ({"tier": "photographic"}, "fast"),
