@@ -173,12 +173,11 @@ class Engine:
         self.bullet.changeDynamics(body, BASE, physicsClientId=self.client, **values)
 
 
-@contextlib.contextmanager
-def world(wedge: Wedge | None = None, wall_m: float | None = None) -> Iterator[Engine]:
-    """A new one with floor, ramp and wall, the same each time.
+def bullet() -> Any:
+    """PyBullet.
 
     Raises:
-        MissingExtra: PyBullet isn't installed.
+        MissingExtra: it isn't installed.
     """
     try:
         import pybullet
@@ -186,6 +185,17 @@ def world(wedge: Wedge | None = None, wall_m: float | None = None) -> Iterator[E
         raise MissingExtra(
             "tumbling needs PyBullet", where="world.after_contact", fix="pip install 'newtonrewards[tumble]'"
         ) from None
+    return pybullet
+
+
+@contextlib.contextmanager
+def world(wedge: Wedge | None = None, wall_m: float | None = None) -> Iterator[Engine]:
+    """A new one with floor, ramp and wall, the same each time.
+
+    Raises:
+        MissingExtra: PyBullet isn't installed.
+    """
+    pybullet = bullet()
     engine = Engine(pybullet, pybullet.connect(pybullet.DIRECT))
     try:
         pybullet.setGravity(0.0, -GRAVITY, 0.0, physicsClientId=engine.client)

@@ -23,9 +23,9 @@ from newtonrewards.core.recipe import Config, changed, load, validate
 from newtonrewards.core.run import output_folder, write_json
 from newtonrewards.core.shard import WHOLE, Shard, add_shard_option, of_this_process
 from newtonrewards.core.workers import each
-from newtonrewards.simulation import inspection, photo, photo_setup, tars
+from newtonrewards.simulation import engine, inspection, photo, photo_setup, tars
 from newtonrewards.simulation.film import Film, film
-from newtonrewards.simulation.motions import KNOWN, PRIMITIVES
+from newtonrewards.simulation.motions import KNOWN, PRIMITIVES, RAMPS, ROLLING
 from newtonrewards.simulation.photo import NotTaken, Photo
 from newtonrewards.simulation.ranges import SHIFTS, SPLITS, Ranges, World, default_ranges, materials_of, shifts_of
 from newtonrewards.simulation.scene import Scene, sample_scene
@@ -78,6 +78,9 @@ class SimulateRecipe(Config):
         if unknown or not self.primitives:
             raise ValueError(f"primitives {unknown} are unknown, choose from {', '.join(known)}")
         materials_of(ranges_of(self))
+        ramps = [name for name in self.primitives if name in (*RAMPS, *ROLLING)]
+        if ranges_of(self).world.targets and ramps:
+            raise ValueError(f"world.targets: nothing stands in the way of {', '.join(ramps)}, leave those out")
         if self.tier == "fast" and self.photo != Photo():
             raise ValueError("`photo` is how the photo tier draws, set tier: photo with it")
         return self
@@ -132,10 +135,12 @@ def simulate(
         a Parquet table was written; and `problems`, a line for each clip that Blender gave no pictures of.
     Raises:
         InputError: the folder can't be written, or holds clips of another recipe.
-        MissingExtra: the photo tier isn't set up.
+        MissingExtra: the photo tier isn't set up, or objects shall tumble without PyBullet.
     """
     if recipe.tier == "photo":
         photo_setup.python()
+    if ranges_of(recipe).world.after_contact == "tumble":
+        engine.bullet()
     output_folder(_folder(recipe, out))
     _claim(out, recipe)
     everything = _units(recipe)

@@ -73,6 +73,7 @@ def test_options_of_world_and_camera_reach_the_clips(tmp_path: Path) -> None:
         ({"film": {"shaking": 0.1}}, "shake"),
         ({"world": {"materials": ["velvet"]}}, "glossy"),
         ({"world": {"after_contact": "bounce"}}, "tumble"),
+        ({"world": {"targets": 1, "after_contact": "tumble"}}, "ramp_down, ramp_up"),
         ({"primitives": ["fall"]}, "roll_down"),
         ({"photo": {"samples": 4}}, "tier: photo"),
         ({"tier": "photographic"}, "fast"),
