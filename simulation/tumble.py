@@ -74,9 +74,7 @@ def tumbled(scene: Scene, ranges: Ranges) -> Scene:
     restitution = scene.parameters.get("restitution", 0.0)
     with world(scene.wedge, scene.wall_m) as engine:
         mine = _state(scene, begin)
-        if (
-            targets
-        ):  # it flies: until it touches something, its places are exact if its speed is that of half a step later
+        if targets:  # it flies: its places are exact until it touches something, if its speed is that of half a step on
             mine = mine._replace(velocity=mine.velocity + np.array([0.0, GRAVITY * STEP / 2, 0.0]))
         bodies = [engine.add(scene.shape, scene.half_size, mine, scene.parameters["friction"], restitution)]
         for one in targets:
@@ -120,9 +118,9 @@ def _after(scene: Scene, land: float | None, targets: Sequence[Bystander], run: 
         moved.append(
             replace(one, trajectory=replace(one.trajectory, events=touched), tumbling=replace(made, start=time))
         )
-    # the engine gives way within the step before: from there on the body is where it says
+    # the engine may give way within the step before: from there on the body is where it says
     pressed = min((time for pair, time in run.touched.items() if bodies[0] in pair), default=math.inf)
-    mine = replace(run.bodies[0], start=pressed)
+    mine = replace(run.bodies[0], start=min(start, pressed))
     return replace(scene, trajectory=Trajectory(phases, events), tumbling=mine, bystanders=tuple(moved))
 
 
