@@ -44,7 +44,7 @@ class World(Config):
     bystanders: int = Field(0, ge=0, le=8)
     may_leave: bool = False
     after_contact: Literal["slide", "tumble"] = "slide"
-    targets: int = Field(0, ge=0, le=4)
+    targets: int = Field(0, ge=0, le=3)
     materials: tuple[str, ...] = ()
 
 

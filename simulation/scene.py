@@ -227,7 +227,7 @@ def sample_scene(
             rng, ranges, primitive, split, shift, {k: rng.uniform(*v) for k, v in limits.items()}, (seed, index)
         )
         scene = tumbled(scene, ranges) if tumbles else scene
-        reason = _problem(scene)
+        reason = _problem(scene) if len(scene.bystanders) == ranges.world.targets else "no room for a target"
         if reason is None and rng.random() < imperfect:
             scene = spoilt(rng, scene)
             reason = _problem(scene)

@@ -56,12 +56,16 @@ def tumbled(scene: Scene, ranges: Ranges) -> Scene:
     target, to a step of the engine; after a hit that goes for `land` too. What becomes of a body on a ramp that never
     comes to its foot stays what it was.
 
+    Returns:
+        the scene as it was, with fewer targets, where there is no room for all of them: it can't be used.
     Raises:
-        InputError: there is no place for a target.
+        InputError: there shall be targets on a ramp.
         MissingExtra: PyBullet isn't installed.
     """
     scene = _turned(scene, tumble_of(ranges))
     targets = draw_targets(scene, ranges)
+    if len(targets) < ranges.world.targets:
+        return replace(scene, bystanders=targets)
 
     def below(times: Array) -> Array:
         return beyond(scene.shape, scene.half_size, FLOOR, scene.places(times), rotations(scene.angles(times)))

@@ -181,6 +181,17 @@ def test_they_are_stored_with_bystanders_beside_them_and_a_hit_is_an_event(tmp_p
     assert {"land", "hit"} <= events
 
 
+@with_engine
+def test_a_clip_without_room_for_one_is_drawn_again() -> None:
+    ranges = crowded(3)
+    assert ranges.bystanders is not None
+    large = ranges.bystanders.model_copy(update={"half_size_m": (0.25, 0.29)})
+    ranges = ranges.model_copy(update={"bystanders": large})
+    scenes = [sample_scene(3, i, primitive="horizontal_throw", ranges=ranges) for i in range(5)]
+    assert all(len(scene.bystanders) == 3 for scene in scenes)
+    assert "no room for a target" in {reason for scene in scenes for reason in scene.rejections}
+
+
 def test_where_they_are_not_offered_it_is_said() -> None:
     with pytest.raises(InputError, match="nothing stands in the way of ramp_down"):
         sample_scene(0, 0, primitive="ramp_down", ranges=crowded())
