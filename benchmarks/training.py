@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import itertools
 import statistics
 import time
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
 from pages import page_parser, write_below
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -112,12 +114,18 @@ def plain_appearance(flow: RaftFlow) -> Callable[[Tensor], Tensor]:
 
 
 class Arm:
-    """One way to take the step; `grad_steps` None is the plain loop."""
+    """One way to take the step; `grad_steps` None is the plain loop, which decodes with `vae`."""
 
     def __init__(
-        self, name: str, model: WanModel, grad_steps: int | None, flow_config: dict[str, object], clips: ClipBatch
+        self,
+        name: str,
+        model: WanModel,
+        vae: AutoencoderKLWan,
+        grad_steps: int | None,
+        flow_config: dict[str, object],
+        clips: ClipBatch,
     ) -> None:
-        self.name, self.model, self.grad_steps, self.clips = name, model, grad_steps, clips
+        self.name, self.model, self.vae, self.grad_steps, self.clips = name, model, vae, grad_steps, clips
         self.clock = Clock()
         config = RewardConfig.model_validate({**REWARD, "flow": flow_config})
         self.reward = Reward(config)
@@ -167,8 +175,8 @@ class Arm:
     def _frames(self, latents: Tensor, condition: Condition) -> Tensor:
         if self.grad_steps is not None:
             return self.model.decode(latents, condition)
-        mean, spread = _statistics(self.model.vae, latents)
-        return (self.model.vae.decode(latents * spread + mean).sample.transpose(1, 2) / 2 + 0.5).clamp(0, 1)
+        mean, spread = _statistics(self.vae, latents)
+        return (self.vae.decode(latents * spread + mean).sample.transpose(1, 2) / 2 + 0.5).clamp(0, 1)
 
     def memory(self) -> int:
         """Peak of a step, bytes of tensors."""
@@ -223,13 +231,14 @@ def arms(grad_steps: int, num_frames: int, size: int) -> list[Arm]:
     for name, steps, flow_config in ways:
         pipeline = tiny_pipeline("2.1-no-image-encoder")
         pipeline.vae.requires_grad_(False)
+        vae = copy.deepcopy(pipeline.vae)  # diffusers' own: a WanModel changes its norms
         model = WanModel(pipeline, num_frames=num_frames, height=size, width=size, fps=16.0)
         lora.add(model, rank=4)
         with torch.no_grad():  # a fresh adapter's B is zero, and so would A's gradient be
             for key, parameter in model.transformer.named_parameters():
                 if "lora_B" in key:
                     parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(key)))
-        made.append(Arm(name, model, steps, flow_config, clips))
+        made.append(Arm(name, model, vae, steps, flow_config, clips))
     return made
 
 

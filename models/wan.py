@@ -59,6 +59,7 @@ class WanModel(PipelineModel):
         self.experts: Experts = "both"
         self.tiles: wan_vae.Tiles | None = None
         super().__init__(pipeline, **options)
+        wan_vae.quicken(self.vae)
 
     @property
     def trainable(self) -> dict[str, nn.Module]:

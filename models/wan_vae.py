@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanDecoder3d, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanDecoder3d, WanRMS_norm, unpatchify
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -48,6 +48,26 @@ class Tiles(Config):
 
     side: int = Field(ge=2)
     margin: int = Field(8, ge=0)
+
+
+class QuickNorm(WanRMS_norm):
+    """diffusers' norm, whose length of a vector of channels takes torch 6 to 10 times as long on a CPU as its square
+    does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype.itemsize < 4 else x
+        square = wide.square().sum(1 if self.channel_first else -1, keepdim=True)
+        normalised = (wide * (square.clamp_min(1e-24).rsqrt() * self.scale)).to(
+            x.dtype
+        )  # diffusers' least length: 1e-12
+        return normalised * self.gamma + self.bias
+
+
+def quicken(vae: AutoencoderKLWan) -> None:
+    """Make an autoencoder's norms quick ones, which changes its numbers by rounding; parameters stay what they are."""
+    for module in vae.modules():
+        if type(module) is WanRMS_norm:
+            module.__class__ = QuickNorm
 
 
 def normalised(vae: AutoencoderKLWan, latents: Latents) -> Latents:

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.optical_flow import RAFT, raft_large, raft_small
 from torchvision.models.optical_flow import raft as parts
-from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
 
 from newtonrewards.core.clip import check_frames
 from newtonrewards.core.errors import CheckpointError, MissingExtra, ShapeError
 from newtonrewards.core.recipe import Config
+from newtonrewards.rewards.raft import estimate
 from newtonrewards.rewards.raft_names import is_original, to_torchvision
 
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "flow.safetensors"
@@ -82,8 +82,8 @@ class RaftFlow:
     """A frozen RAFT as a `FlowEstimator`. Not a Module, so that no wrapper, autocast or cast of the training can reach
     it.
 
-    Each frame is encoded once for both of its pairs, and only the last estimate is up-sampled: the same numbers as
-    torchvision's own forward, twice as fast. RAFT detaches its coordinates in each update (torchvision does, as the
+    Each frame is encoded once for both of its pairs, and `raft.py` has the rest: the same numbers as torchvision's own
+    forward, to rounding. RAFT detaches its coordinates in each update (torchvision does, as the
     original), so the gradient to the pixels is a good direction but not the derivative of the output.
 
     Args:
@@ -159,22 +159,7 @@ class RaftFlow:
         return function(*inputs)
 
     def _pairs(self, first: Tensor, features_1: Tensor, features_2: Tensor) -> Tensor:
-        """torchvision's `RAFT.forward` from the features on; of all estimates only the last is up-sampled."""
-        net = self.network
-        net.corr_block.build_pyramid(features_1, features_2)
-        hidden_size = net.update_block.hidden_state_size
-        out = net.context_encoder(first)
-        hidden, context = out.split([hidden_size, out.shape[1] - hidden_size], dim=1)
-        hidden, context = torch.tanh(hidden), F.relu(context)
-        start = make_coords_grid(len(first), *out.shape[-2:]).to(first.device)
-        coords = start
-        for _ in range(self.config.num_flow_updates):
-            coords = coords.detach()  # as in the original: the update learns from the flow it is given, not through it
-            correlation = net.corr_block.index_pyramid(centroids_coords=coords)
-            hidden, delta = net.update_block(hidden, context, correlation, coords - start)
-            coords = coords + delta
-        up_mask = None if net.mask_predictor is None else net.mask_predictor(hidden)
-        return upsample_flow(flow=coords - start, up_mask=up_mask)
+        return estimate(self.network, first, features_1, features_2, self.config.num_flow_updates)
 
 
 def embedded_network() -> RAFT:

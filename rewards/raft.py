@@ -1,0 +1,82 @@
+"""A frozen RAFT from its encoded frames on: the numbers of torchvision's `RAFT.forward`, to rounding, for less work.
+
+- Of all estimates only the last is up-sampled.
+- The correlation is looked up as in `correlation.py`.
+- What an update sees of the context is the same in each, and a convolution is linear in its inputs: the context's part
+  of the recurrent unit is computed once.
+
+Letters: P pairs, C channels, h, w size of the feature maps, H, W of the frames.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models.optical_flow import RAFT
+from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
+from torchvision.models.optical_flow.raft import ConvGRU
+
+from newtonrewards.rewards.correlation import Correlation
+
+
+def estimate(
+    network: RAFT,
+    first: Float[Tensor, "P 3 H W"],
+    features_1: Float[Tensor, "P C h w"],
+    features_2: Float[Tensor, "P C h w"],
+    num_flow_updates: int,
+) -> Float[Tensor, "P 2 H W"]:
+    """Flow in px of the frames given.
+
+    Args:
+        first: first frame of each pair, in [-1, 1].
+        features_1, features_2: of both frames, from the network's encoder.
+    """
+    if first.device.type == "cpu":  # narrow convolutions are 2 to 10 times as fast
+        first = first.contiguous(memory_format=torch.channels_last)
+    correlation = Correlation(features_1, features_2, network.corr_block.num_levels, network.corr_block.radius)
+    update = network.update_block
+    hidden, context = network.context_encoder(first).tensor_split([update.hidden_state_size], dim=1)
+    hidden, context = torch.tanh(hidden), F.relu(context)
+    units = [Recurrent(unit, context) for unit in update.recurrent_block.children()]
+    start = make_coords_grid(len(first), *hidden.shape[-2:]).to(hidden, memory_format=torch.channels_last)
+    coords = start
+    for _ in range(num_flow_updates):
+        coords = coords.detach()  # as in the original: the update learns from the flow it is given, not through it
+        motion = update.motion_encoder(coords - start, correlation.windows(coords))
+        for unit in units:
+            hidden = unit(hidden, motion)
+        coords = coords + update.flow_head(hidden)
+    up_mask = None if network.mask_predictor is None else network.mask_predictor(hidden)
+    return upsample_flow(flow=coords - start, up_mask=up_mask)
+
+
+class Recurrent:
+    """torchvision's `ConvGRU`, for inputs that begin with a context that stays the same.
+
+    Args:
+        unit: a frozen one.
+        context: the first channels of its inputs.
+    """
+
+    def __init__(self, unit: ConvGRU, context: Float[Tensor, "P C h w"]) -> None:
+        gates: tuple[nn.Conv2d, ...] = (unit.convz, unit.convr, unit.convq)
+        self.padding, size = gates[0].padding, gates[0].out_channels
+        weight = torch.cat([gate.weight for gate in gates])
+        bias = torch.cat([gate.bias for gate in gates if gate.bias is not None])
+        of_hidden, of_context, of_motion = weight.tensor_split([size, size + context.shape[1]], dim=1)
+        known = F.conv2d(context, of_context, bias, padding=self.padding)
+        self.known = known.tensor_split([2 * size], dim=1)
+        self.weight = torch.cat([of_hidden, of_motion], dim=1).tensor_split([2 * size])
+
+    def __call__(self, hidden: Float[Tensor, "P D h w"], motion: Float[Tensor, "P M h w"]) -> Float[Tensor, "P D h w"]:
+        update, reset = torch.sigmoid(self._gates(0, hidden, motion)).chunk(2, dim=1)
+        new = torch.tanh(self._gates(1, reset * hidden, motion))
+        return torch.lerp(hidden, new, update)
+
+    def _gates(self, which: int, hidden: Tensor, motion: Tensor) -> Tensor:
+        """Update and reset gate (0) or the new state (1), before they are squashed."""
+        seen = torch.cat([hidden, motion], dim=1)
+        return self.known[which] + F.conv2d(seen, self.weight[which], padding=self.padding)
