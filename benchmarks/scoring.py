@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/scoring.py --flow raft_small --flow-weights FILE
 
 The plain loop decodes all frames, then runs torchvision's RAFT pair by pair. Ours encodes each frame once for both of
-its pairs, runs pairs together, and up-samples only the last estimate. Both get the same network, clips and number of
-updates, and both velocities go through the same arithmetic; the scores must agree to 1e-3.
+its pairs, runs pairs together, up-samples only the last estimate, and looks up correlation its own way. Both get the
+same weights, clips and number of updates, and both velocities go through the same arithmetic; the scores must agree to
+1e-3.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torchvision.models.optical_flow import RAFT
 
 from newtonrewards.core.video import read_clip, write_video
 from newtonrewards.rewards import kinematics, support
-from newtonrewards.rewards.flow import FlowConfig, RaftFlow, load_flow
+from newtonrewards.rewards.flow import FlowConfig, RaftFlow, load_network
 from newtonrewards.simulation.render import render
 from newtonrewards.simulation.scene import sample_scene
 
@@ -87,14 +88,15 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
     a = parser.parse_args()
-    flow = load_flow(FlowConfig(network=a.flow, weights=a.flow_weights, num_flow_updates=a.updates, upsample=1))
+    config = FlowConfig(network=a.flow, weights=a.flow_weights, num_flow_updates=a.updates, upsample=1)
+    flow, network = RaftFlow(load_network(config), config), load_network(config).eval()
     scene = sample_scene(0, 1, split="val")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         frames = torch.nn.functional.interpolate(render(scene).frames, (a.size, a.size), mode="bilinear")
         write_video(path, frames, FPS)
         count = len(frames)
-        slow, theirs = timed(lambda: plain(path, flow.network, a.updates), a.repeats)
+        slow, theirs = timed(lambda: plain(path, network, a.updates), a.repeats)
         fast, mine = timed(lambda: ours(path, flow), a.repeats)
         work = flops(lambda: ours(path, flow))
     print(f"{a.flow}, {a.updates} updates, {count} frames of {a.size} px, {torch.get_num_threads()} threads")

@@ -5,7 +5,7 @@
 Four arms take the same step (generate, decode, judge, back, update) from the same weights, noise and captions:
 - plain: as other scripts write it. Gradient through all sampling steps with everything kept, all frames decoded at once
   by the pipeline's autoencoder, torchvision's RAFT pair by pair with both frames encoded, appearance frame by frame.
-- full chain: ours with gradient through all sampling steps; its gradient must be the plain one's.
+- full chain: ours with gradient through all sampling steps; in double its gradient must be the plain one's.
 - saving: the same with 8 pairs at once in the flow network, recomputed going back.
 - last steps: ours as it is used, with gradient through the last `--grad-steps`.
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import dataclasses
 import itertools
 import statistics
 import time
@@ -41,7 +42,7 @@ from newtonrewards.models.sampling import euler_step, sample, schedule
 from newtonrewards.models.tiny_wan import tiny_pipeline
 from newtonrewards.models.wan import WanModel
 from newtonrewards.models.wan_vae import _statistics
-from newtonrewards.rewards.flow import RaftFlow
+from newtonrewards.rewards.flow import RaftFlow, load_network
 from newtonrewards.rewards.observation import Networks
 from newtonrewards.rewards.reward import Reward, RewardConfig
 from newtonrewards.training.plan import networks
@@ -94,14 +95,16 @@ class Timed:
 
 def plain_flow(flow: RaftFlow) -> Callable[[Tensor], Tensor]:
     """torchvision's forward, pair by pair, on frames enlarged as ours are."""
+    network = load_network(flow.config).eval().requires_grad_(False)
 
     def run(frames: Tensor) -> Tensor:
         factor, size = flow.config.upsample, frames.shape[-2:]
         large = F.interpolate(frames.flatten(0, 1) * 2 - 1, scale_factor=factor, mode="bilinear", align_corners=False)
         large = large.unflatten(0, frames.shape[:2])
         updates = flow.config.num_flow_updates
+        network.to(frames.dtype)
         flows = [
-            flow.network(large[:, i], large[:, i + 1], num_flow_updates=updates)[-1] for i in range(frames.shape[1] - 1)
+            network(large[:, i], large[:, i + 1], num_flow_updates=updates)[-1] for i in range(frames.shape[1] - 1)
         ]
         return torch.stack([F.interpolate(f, size=size, mode="area") / factor for f in flows], dim=1)
 
@@ -142,11 +145,11 @@ class Arm:
         self.trained = [p for p in model.transformer.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.trained, lr=0.0)  # all arms stay at the same weights
 
-    def step(self) -> Tensor:
+    def step(self, noise_scale: float = 1.0) -> Tensor:
         """One step; returns the gradient of everything that trains, as one vector."""
         with torch.no_grad():
             condition = self.model.condition(self.clips.captions, self.clips.frames[:, 0])
-        noise = draw_noise(self.model.spec, 0, 0, range(len(self.clips)))
+        noise = draw_noise(self.model.spec, 0, 0, range(len(self.clips))).to(self.trained[0].dtype) * noise_scale
         with self.clock.phase("sampling"):
             latents = self._latents(condition, noise)
         with self.clock.phase("decode"):
@@ -183,6 +186,28 @@ class Arm:
         with MemoryTracker(*networks(self.model, self.reward).values()) as tracker:
             self.step()
         return tracker.peak_bytes()
+
+
+def in_double(made: Sequence[Arm]) -> dict[str, Tensor]:
+    """Gradients with every number in double: what asks for float32 on the way gets double too. Ends the arms' use."""
+    usual = Tensor.float, torch.nn.Module.float
+    torch.set_default_dtype(torch.float64)
+    Tensor.float, torch.nn.Module.float = Tensor.double, torch.nn.Module.double  # type: ignore[method-assign]
+    for arm in made:
+        arm.optimiser.state.clear()
+        for module in (*networks(arm.model, arm.reward).values(), arm.vae):
+            module.double()
+        arm.clips = dataclasses.replace(arm.clips, frames=arm.clips.frames.double())
+    gradients = {arm.name: arm.step() for arm in made}
+    Tensor.float, torch.nn.Module.float = usual
+    torch.set_default_dtype(torch.float32)
+    return gradients
+
+
+def apart(gradients: dict[str, Tensor], of: str) -> str:
+    """How far from the plain loop's, relative to its norm."""
+    plain = gradients["plain"]
+    return f"{((gradients[of] - plain).norm() / plain.norm()).item():.1e}"
 
 
 def floor(arm: Arm, conv_speed: float, matmul_speed: float) -> tuple[float, float]:
@@ -265,13 +290,15 @@ def page(made: Sequence[Arm], totals: dict[str, list[float]], gradients: dict[st
             f"{ratios[-1]:.2f}) | {memory[arm.name] / 1e6:.0f} MB | {memory[arm.name] / memory[plain.name]:.2f} | "
             f"{work:.0f} Gflop, {least / seconds:.0%} of the time |"
         )
-    theirs = gradients["plain"]
-    apart = [((gradients[name] - theirs).norm() / theirs.norm()).item() for name in ("full chain", "saving")]
-    cosine = F.cosine_similarity(theirs, gradients["last steps"], dim=0).item()
+    moved = {"plain": gradients["plain"], "noise": plain.step(noise_scale=1 + 1e-6)}
+    cosine = F.cosine_similarity(gradients["plain"], gradients["last steps"], dim=0).item()
+    double = in_double(made[:3])
     rows += [
         "",
-        f"Gradient of `full chain` and `saving` against `plain`: {apart[0]:.1e} and {apart[1]:.1e} apart, relative to "
-        f"its norm. Cosine of `last steps` with it: {cosine:.3f}.",
+        "Gradient of `full chain` and `saving` against `plain`, relative to its norm: "
+        f"{apart(double, 'full chain')} and {apart(double, 'saving')} apart in double, "
+        f"{apart(gradients, 'full chain')} and {apart(gradients, 'saving')} in float32, where that of `plain` moves by "
+        f"{apart(moved, 'noise')} when its noise is made larger by 1e-6. Cosine of `last steps` with it: {cosine:.3f}.",
     ]
     return "\n".join(rows)
 

@@ -25,7 +25,7 @@ from torchvision.models.optical_flow import raft as parts
 from newtonrewards.core.clip import check_frames
 from newtonrewards.core.errors import CheckpointError, MissingExtra, ShapeError
 from newtonrewards.core.recipe import Config
-from newtonrewards.rewards.raft import estimate
+from newtonrewards.rewards.raft import estimate, freeze
 from newtonrewards.rewards.raft_names import is_original, to_torchvision
 
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "flow.safetensors"
@@ -44,7 +44,7 @@ class FlowConfig(Config):
             otherwise.
         pairs_at_once: how many pairs of frames go through the network together.
         checkpoint: recompute each such group but the last in the backward pass instead of keeping it: memory of one
-            group beside the frames (with one pair at once, 4.8 enlarged frames for each frame of a clip instead of 48),
+            group beside the frames (with one pair at once, 4.6 enlarged frames for each frame of a clip instead of 44),
             up to a third more time.
     """
 
@@ -87,12 +87,13 @@ class RaftFlow:
     original), so the gradient to the pixels is a good direction but not the derivative of the output.
 
     Args:
-        network: a torchvision RAFT; it is taken over: set to eval, float32, without parameter gradients.
+        network: a torchvision RAFT; it is taken over: set to eval, float32, without parameter gradients, see
+            `raft.freeze`.
         config: see `FlowConfig`.
     """
 
     def __init__(self, network: RAFT, config: FlowConfig) -> None:
-        self.network = network.eval().float().requires_grad_(False)
+        self.network = freeze(network).float()
         self.config = config
         self._min_side = STRIDE * 2**network.corr_block.num_levels
 
@@ -182,6 +183,15 @@ def load_flow(config: FlowConfig) -> RaftFlow:
     """The flow estimator that a config asks for, with its weights.
 
     Raises:
+        MissingExtra, CheckpointError: as for `load_network`.
+    """
+    return RaftFlow(load_network(config), config)
+
+
+def load_network(config: FlowConfig) -> RAFT:
+    """The network that a config asks for, with its weights, as torchvision has it.
+
+    Raises:
         MissingExtra: no weights file given for a network that ships none, or the file isn't there.
         CheckpointError: a file that can't be read, or that belongs to another network.
     """
@@ -199,7 +209,7 @@ def load_flow(config: FlowConfig) -> RaftFlow:
         case "raft_large":
             network = raft_large(weights=None)
     load_weights(network, path)
-    return RaftFlow(network, config)
+    return network
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 - Of all estimates only the last is up-sampled.
 - The correlation is looked up as in `correlation.py`.
+- Frozen convolutions keep nothing for the backward pass, which needs their weights alone; torch keeps their inputs.
 - What an update sees of the context is the same in each, and a convolution is linear in its inputs: the context's part
   of the recurrent unit is computed once.
 
@@ -10,15 +11,59 @@ Letters: P pairs, C channels, h, w size of the feature maps, H, W of the frames.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torchvision.models.optical_flow import RAFT
 from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
 from torchvision.models.optical_flow.raft import ConvGRU
 
 from newtonrewards.rewards.correlation import Correlation
+
+
+class FrozenConv2d(nn.Conv2d):
+    """A convolution whose weights take no gradient."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return convolve(input, self.weight, self.bias, self.stride, self.padding)
+
+
+def freeze(network: RAFT) -> RAFT:
+    """The same network in eval mode, without parameter gradients; it is changed itself."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = FrozenConv2d
+    return network.eval().requires_grad_(False)
+
+
+def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any) -> Tensor:
+    """`F.conv2d` with constants for weights."""
+    convolved: Tensor = _Convolve.apply(images, weight, bias, stride, padding)
+    return convolved
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.layout = images.shape, images.stride(), stride, padding
+        return F.conv2d(images, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        shape, strides, stride, padding = ctx.layout
+        images = gradient.new_empty_strided(shape, strides)  # only its layout is looked at
+        mask = [True, False, False]
+        found = torch.ops.aten.convolution_backward(
+            gradient, images, weight, None, stride, padding, (1, 1), False, (0, 0), 1, mask
+        )
+        return found[0], None, None, None, None
 
 
 def estimate(
@@ -67,7 +112,7 @@ class Recurrent:
         weight = torch.cat([gate.weight for gate in gates])
         bias = torch.cat([gate.bias for gate in gates if gate.bias is not None])
         of_hidden, of_context, of_motion = weight.tensor_split([size, size + context.shape[1]], dim=1)
-        known = F.conv2d(context, of_context, bias, padding=self.padding)
+        known = convolve(context, of_context, bias, (1, 1), self.padding)
         self.known = known.tensor_split([2 * size], dim=1)
         self.weight = torch.cat([of_hidden, of_motion], dim=1).tensor_split([2 * size])
 
@@ -79,4 +124,4 @@ class Recurrent:
     def _gates(self, which: int, hidden: Tensor, motion: Tensor) -> Tensor:
         """Update and reset gate (0) or the new state (1), before they are squashed."""
         seen = torch.cat([hidden, motion], dim=1)
-        return self.known[which] + F.conv2d(seen, self.weight[which], padding=self.padding)
+        return self.known[which] + convolve(seen, self.weight[which], None, (1, 1), self.padding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ from torchvision.models.optical_flow import RAFT, raft, raft_large, raft_small
 from torchvision.models.optical_flow._utils import make_coords_grid
 
 from newtonrewards.core.errors import CheckpointError, MissingExtra, ShapeError
-from newtonrewards.rewards.flow import EMBEDDED_WEIGHTS, FlowConfig, RaftFlow, embedded_network, load_flow
-from newtonrewards.rewards.raft import estimate
+from newtonrewards.rewards.flow import EMBEDDED_WEIGHTS, FlowConfig, RaftFlow, embedded_network, load_flow, load_network
+from newtonrewards.rewards.raft import estimate, freeze
 
 pytestmark = pytest.mark.weights
 FOREIGN = os.environ.get("NEWTONREWARDS_WEIGHTS")
@@ -111,9 +112,10 @@ def test_checkpointing_changes_memory_and_nothing_else(flow: RaftFlow) -> None:
 def plain_torchvision(flow: RaftFlow, frames: torch.Tensor) -> torch.Tensor:
     """The same flow by torchvision's own forward, pair by pair, all estimates up-sampled."""
     config, (_, _, _, height, width) = flow.config, frames.shape
+    network = load_network(config).eval()
     images = F.interpolate(frames[0] * 2 - 1, scale_factor=config.upsample, mode="bilinear", align_corners=False)
     pairs = [
-        flow.network(images[t : t + 1], images[t + 1 : t + 2], num_flow_updates=config.num_flow_updates)[-1]
+        network(images[t : t + 1], images[t + 1 : t + 2], num_flow_updates=config.num_flow_updates)[-1]
         for t in range(len(images) - 1)
     ]
     return F.interpolate(torch.cat(pairs), size=(height, width), mode="area")[None] / config.upsample
@@ -138,7 +140,8 @@ def test_the_shortcut_and_its_gradient_equal_torchvision_in_double(
     for ours in (True, False):
         first, second = images[:1].clone().requires_grad_(), images[1:].clone().requires_grad_()
         if ours:
-            found = estimate(network, first, network.feature_encoder(first), network.feature_encoder(second), 3)
+            own = freeze(copy.deepcopy(network))
+            found = estimate(own, first, own.feature_encoder(first), own.feature_encoder(second), 3)
         else:
             found = network(first, second, num_flow_updates=3)[-1]
         results.append((found.detach(), *torch.autograd.grad(found.square().mean(), (first, second))))
