@@ -124,15 +124,11 @@ def unfit(stage: Stage, strategy: Strategy) -> str | None:
 
 
 def check(recipe: TrainRecipe, strategy: Strategy) -> None:
-    """Refuse a recipe that asks for what a strategy can't do, or what nobody has run under it.
+    """Refuse a recipe that asks for what a strategy can't do.
 
     Raises:
         RecipeError: with the strategies that can.
     """
-    if recipe.compile and strategy.startswith("zero"):
-        raise RecipeError(
-            "nobody has run compiled blocks under ZeRO", where="compile", fix="Use --strategy fsdp2 or ddp."
-        )
     for number, stage in enumerate(recipe.stages):
         reason = unfit(stage, strategy)
         if reason is not None:

@@ -21,6 +21,7 @@ import yaml
 from safetensors.torch import load_file
 
 from newtonrewards.core.run import read_jsonl
+from newtonrewards.models import tiny_ltx
 from newtonrewards.models.codec import PatchCodec
 from newtonrewards.models.embedded import EmbeddedConfig, EmbeddedModel
 from newtonrewards.models.tiny_wan import tiny_pipeline
@@ -54,6 +55,7 @@ KILLED = {"ddp": 0, "fsdp2": 1, "offload": 0, "zero3": 1}
 CROSSED = {"fsdp2": "zero2", "offload": "zero3", "zero3": "zero1"}
 # A tiny Wan in bf16 whose blocks are recomputed.
 SAVING = ("ddp", "fsdp2", "zero2")
+COMPILED = ("fsdp2", "zero2")
 MIDDLE = 2  # the step from which runs go on
 
 
@@ -105,6 +107,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]) -
     )
     EmbeddedModel.create(small, codec, seed=3).save(folder / "embedded")
     tiny_pipeline("2.1-no-image-encoder").save_pretrained(folder / "wan")
+    tiny_ltx.tiny_pipeline("0.9").save_pretrained(folder / "ltx")
 
     sft, reward, grpo = content["stages"]
     sft = sft | {"accumulate": 2, "optimiser": {"lr": 1e-3, "weight_decay": 0.01}}
@@ -116,12 +119,14 @@ def recipes(tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]) -
         "samples": {"every": 4, "clips": 1, "num_inference_steps": 2},
     }
     wan = {"name": "wan", "path": str(folder / "wan"), "lora_rank": 2, "num_frames": 9, "height": 64, "width": 64}
+    ltx = wan | {"name": "ltx", "path": str(folder / "ltx")}
     few = reward | {"batch_size": 2, "reward_every": 1}
     made = {
         "reward": whole | {"stages": [sft, reward]},
         "grpo": whole | {"stages": [sft, grpo]},
         "sft": whole | {"stages": [sft], "samples": {}, "ema": None},
         "wan": whole | {"model": wan, "stages": [few], "samples": {}},
+        "ltx": whole | {"model": ltx, "stages": [few], "samples": {}},
     }
     for name, recipe in made.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
@@ -147,7 +152,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, recipes: dict[str, Path]) -> 
         jobs += [job(f"{way}-killed", way, WAYS[way][1], kill=moment), job(f"{way}-killed", way, WAYS[way][1])]
     jobs += [job(f"{way}-wan", way, "wan", *saving) for way in SAVING]
     jobs += [job("ddp-kept-wan", "ddp", "wan", *saving[:-1])]
-    jobs += [job("fsdp2-compiled", "fsdp2", "sft", "compile=true", "stages.0.steps=1", backend="aot_eager")]
+    jobs += [job("one-ltx", None, "ltx", alone=0), job("fsdp2-ltx", "fsdp2", "ltx")]
+    compiled = ("sft", "compile=true", "stages.0.steps=1")
+    jobs += [job(f"{way}-compiled", way, *compiled, backend="aot_eager") for way in COMPILED]
     train_in_pairs(jobs)
     return lambda name: root / name
 
@@ -212,9 +219,17 @@ def test_recomputing_changes_no_bit(runs: Callable[[str], Path]) -> None:
     assert losses(runs("ddp-wan")) == losses(runs("ddp-kept-wan"))
 
 
-def test_compiled_blocks_give_the_same_loss(runs: Callable[[str], Path]) -> None:
-    assert held(runs("fsdp2-compiled"))["compiled"] == 2  # blocks, with the strategy's hooks
-    assert losses(runs("fsdp2-compiled")) == pytest.approx(losses(runs("one-grpo"))[:1], rel=1e-5)
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_blocks_give_the_same_loss_and_gradient(name: str, runs: Callable[[str], Path]) -> None:
+    assert held(runs(f"{name}-compiled"))["compiled"] == 2  # blocks, with the strategy's hooks
+    ours, alone = (read_jsonl(runs(run) / "metrics.jsonl")[0] for run in (f"{name}-compiled", "one-grpo"))
+    for number in ("loss", "grad_norm"):
+        assert ours[number] == pytest.approx(alone[number], rel=1e-5)
+
+
+def test_ltx_cut_block_by_block_has_the_losses_of_one_process(runs: Callable[[str], Path]) -> None:
+    assert held(runs("fsdp2-ltx"))["weights"] == pytest.approx(0.5, abs=0.02)
+    assert losses(runs("fsdp2-ltx")) == pytest.approx(losses(runs("one-ltx")), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", [*WAYS, *(f"{name}-wan" for name in SAVING)])
