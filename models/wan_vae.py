@@ -57,10 +57,8 @@ class QuickNorm(WanRMS_norm):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float() if x.dtype.itemsize < 4 else x
         square = wide.square().sum(1 if self.channel_first else -1, keepdim=True)
-        normalised = (wide * (square.clamp_min(1e-24).rsqrt() * self.scale)).to(
-            x.dtype
-        )  # diffusers' least length: 1e-12
-        return normalised * self.gamma + self.bias
+        inverse = square.clamp_min(1e-24).rsqrt()  # diffusers' least length is 1e-12
+        return (wide * (inverse * self.scale)).to(x.dtype) * self.gamma + self.bias
 
 
 def quicken(vae: AutoencoderKLWan) -> None:
