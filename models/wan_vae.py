@@ -21,16 +21,21 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanDecoder3d, WanRMS_norm, unpatchify
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
+from newtonrewards.core.convolve import convolve
 from newtonrewards.core.recipe import Config
 from newtonrewards.models.base import Latents
 
+# Up to so many latent frames each is recomputed by itself: the caches of all are kept, and no frame is computed thrice.
+ALONE = 9
 # What one causal convolution remembers: nothing yet, frames, or the mark of an up-sampler that has seen one frame.
 Cache: TypeAlias = Tensor | str | None
 # One latent frame, whether it is the clip's first, and the caches before it; what it becomes, and the caches after it.
@@ -61,11 +66,30 @@ class QuickNorm(WanRMS_norm):
         return (wide * (inverse * self.scale)).to(x.dtype) * self.gamma + self.bias
 
 
+class QuickConv3d(WanCausalConv3d):
+    """diffusers' convolution. Frozen weights keep nothing for the way back. On a CPU it would take torch's slow path:
+    there the frames under a kernel are channels of a convolution of pictures."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        trains = weight.requires_grad
+        if input.device.type != "cpu" or isinstance(input, FakeTensor):
+            whole = super()._conv_forward
+            return whole(input, weight, bias) if trains else convolve(input, weight, bias, self.stride, self.padding)
+        under = input.unfold(2, weight.shape[2], self.stride[0])  # (B, C, T, H, W, frames of the kernel)
+        pictures = under.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)
+        convolution = F.conv2d if trains else convolve
+        made = convolution(pictures, weight.flatten(1, 2), bias, self.stride[1:], self.padding[1:])
+        return made.unflatten(0, under.shape[:3:2]).transpose(1, 2)
+
+
+QUICK: dict[type[nn.Module], type[nn.Module]] = {WanRMS_norm: QuickNorm, WanCausalConv3d: QuickConv3d}
+
+
 def quicken(vae: AutoencoderKLWan) -> None:
-    """Make an autoencoder's norms quick ones, which changes its numbers by rounding; parameters stay what they are."""
+    """Make an autoencoder's norms and convolutions quick ones, which changes its numbers by rounding; parameters stay
+    what they are."""
     for module in vae.modules():
-        if type(module) is WanRMS_norm:
-            module.__class__ = QuickNorm
+        module.__class__ = QUICK.get(type(module), type(module))
 
 
 def normalised(vae: AutoencoderKLWan, latents: Latents) -> Latents:
@@ -168,8 +192,7 @@ def _checkpointed(step: Step) -> Step:
 
 def _runs(count: int, chosen: Sequence[int]) -> list[tuple[int, int]]:
     """Cut 0..count into runs of one or about sqrt(chosen) frames, none of them part with and part without gradient."""
-    # up to 6, runs of one keep no more caches than runs of two, and nothing is computed a third time
-    length = 1 if len(chosen) <= 6 else round(math.sqrt(len(chosen)))
+    length = 1 if len(chosen) <= ALONE else round(math.sqrt(len(chosen)))
     runs: list[tuple[int, int]] = []
     start = 0
     for i in range(1, count + 1):

@@ -2,7 +2,7 @@
 
 - Of all estimates only the last is up-sampled.
 - The correlation is looked up as in `correlation.py`.
-- Frozen convolutions keep nothing for the backward pass, which needs their weights alone; torch keeps their inputs.
+- Frozen convolutions keep nothing for the backward pass (`core.convolve`).
 - What an update sees of the context is the same in each, and a convolution is linear in its inputs: the context's part
   of the recurrent unit is computed once.
 
@@ -11,17 +11,15 @@ Letters: P pairs, C channels, h, w size of the feature maps, H, W of the frames.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torchvision.models.optical_flow import RAFT
 from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
 from torchvision.models.optical_flow.raft import ConvGRU
 
+from newtonrewards.core.convolve import convolve
 from newtonrewards.rewards.correlation import Correlation
 
 
@@ -38,32 +36,6 @@ def freeze(network: RAFT) -> RAFT:
         if type(module) is nn.Conv2d:
             module.__class__ = FrozenConv2d
     return network.eval().requires_grad_(False)
-
-
-def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any) -> Tensor:
-    """`F.conv2d` with constants for weights."""
-    convolved: Tensor = _Convolve.apply(images, weight, bias, stride, padding)
-    return convolved
-
-
-class _Convolve(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.layout = images.shape, images.stride(), stride, padding
-        return F.conv2d(images, weight, bias, stride, padding)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        shape, strides, stride, padding = ctx.layout
-        images = gradient.new_empty_strided(shape, strides)  # only its layout is looked at
-        mask = [True, False, False]
-        found = torch.ops.aten.convolution_backward(
-            gradient, images, weight, None, stride, padding, (1, 1), False, (0, 0), 1, mask
-        )
-        return found[0], None, None, None, None
 
 
 def estimate(

@@ -1,0 +1,54 @@
+"""Convolutions with weights that don't train: nothing is kept for the backward pass, where torch keeps the inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def convolve(
+    images: Float[Tensor, "B C *size"],
+    weight: Float[Tensor, "D C *kernel"],
+    bias: Float[Tensor, "D"] | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+) -> Float[Tensor, "B D *made"]:
+    """`F.conv2d` or `conv3d` with constants for weights: the gradient reaches the images alone, and needs the weights
+    alone.
+
+    Args:
+        images: pictures (B, C, H, W) or films (B, C, T, H, W). stride, padding: one number for each of their sides.
+    """
+    convolved: Tensor = _Convolve.apply(images, weight, bias, stride, padding)
+    return convolved
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: Any
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.layout = images.shape, images.stride(), stride, padding
+        return torch.convolution(images, weight, bias, stride, padding, *_plain(len(stride)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        shape, strides, stride, padding = ctx.layout
+        images = gradient.new_empty_strided(shape, strides)  # only its layout is looked at
+        mask = [True, False, False]
+        found = torch.ops.aten.convolution_backward(
+            gradient, images, weight, None, stride, padding, *_plain(len(stride)), mask
+        )
+        return found[0], None, None, None, None
+
+
+def _plain(sides: int) -> tuple[tuple[int, ...], bool, tuple[int, ...], int]:
+    """No dilation, not transposed, no output padding, one group."""
+    return (1,) * sides, False, (0,) * sides, 1
