@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
+from newtonrewards.eval.scale import diameter
 from newtonrewards.eval.tracks import centroid, whole
 
 # Slower than this (px/frame) it may have been lost against the background; so many steps on it would still be in the
@@ -35,7 +36,7 @@ def vanished_at(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T
     steps = np.diff(position[seen[-4:]], axis=0)
     if last >= len(frames) - 2 or not len(steps) or _lies_still(frames, soft, last):
         return None
-    size = 2 * float(np.sqrt(np.median(area[seen]) / np.pi))
+    size = diameter(area[seen])
     speed = float(np.linalg.norm(steps, axis=1).mean())
     x, y = position[last] + LOST_STEPS * steps.mean(axis=0)
     edge = min(x, y, width / height - x, 1 - y)
@@ -73,19 +74,24 @@ def jumped_at(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H
 
     Masks may lose it there, follow it, or see it only afterwards: time is therefore looked at both ways.
     """
-    there = _leap(frames, soft)
+    position, area = centroid(soft)
+    there = _leap(frames, soft, position, area)
     if there is not None:
         return there
-    back = _leap(frames[::-1], soft[::-1])
+    back = _leap(frames[::-1], soft[::-1], position[::-1], area[::-1])
     return None if back is None else len(frames) - 2 - back
 
 
-def _leap(frames: Float[np.ndarray, "T H W 3"], soft: Float[np.ndarray, "T H W"]) -> int | None:
-    position, area = centroid(soft)
+def _leap(
+    frames: Float[np.ndarray, "T H W 3"],
+    soft: Float[np.ndarray, "T H W"],
+    position: Float[np.ndarray, "T 2"],
+    area: Float[np.ndarray, " T"],
+) -> int | None:
     position, seen = position * frames.shape[1], whole(area)
     if not len(seen):
         return None
-    size = 2 * float(np.sqrt(np.median(area[seen]) / np.pi)) * frames.shape[1]
+    size = diameter(area[seen]) * frames.shape[1]
     for place, frame in enumerate(seen):
         if frame + 1 >= len(frames):
             break

@@ -51,7 +51,7 @@ def corrupt(scene: Scene, name: str, strength: float) -> Clip:
 
 def lawful_frames(scene: Scene) -> int:
     """How many frames lie before the first event."""
-    return int((scene.times <= scene.first_break() + 1e-9).sum())
+    return int(scene.lawful().sum())
 
 
 # ---- wrong motions --------------------------------------------------------------------------------------------------

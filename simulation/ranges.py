@@ -24,8 +24,8 @@ class World(Config):
     bounce. `bystanders` is the number of further objects. `may_leave` keeps clips whose object leaves the view, which
     else are drawn again, with an event of its own. `after_contact` is how an object goes on that has landed: it slides
     as it fell, or tumbles by a rigid-body engine, which is an extra. `targets` is the number of things that stand in
-    its way there. `materials` are names of `Ranges.materials`, of
-    which each object is made of one; none: all are painted alike.
+    its way there. `materials` are names of `Ranges.materials`, of which each object is made of one; none: all are
+    painted alike.
     """
 
     size_px: int

@@ -49,7 +49,7 @@ def render(scene: Scene, centres: Array | None = None) -> Clip:
         fps=scene.capture_fps,
         caption=scene.caption,
         masks=masks[0],
-        valid=torch.from_numpy(scene.times <= scene.first_break() + 1e-9),
+        valid=torch.from_numpy(scene.lawful()),
         truth=replace(truth, flow=torch.from_numpy(drawn.flow), depth=torch.from_numpy(drawn.depth)),
         source=Source(playback_fps=scene.playback_fps, preprocessing=("rendered, 8 bits",)),
     )
@@ -110,7 +110,7 @@ def truth_of(scene: Scene) -> Truth:
     """Track, events and parameters of a scene, without drawing it."""
     centres, camera = scene.centres() if scene.tumbling is None else scene.places(), scene.camera
     velocity, acceleration = derivatives(scene.trajectory, scene.tumbling, scene.times)
-    lawful = scene.times <= scene.first_break() + 1e-9
+    lawful = scene.lawful()
     spread = acceleration_spread(camera.derivatives(centres, velocity, acceleration)[1][lawful])
     if scene.wobble is not None:  # no closed form is kept for a spoilt clip's derivatives: take them from its track
         velocity = np.gradient(centres, scene.times, axis=0)

@@ -133,6 +133,10 @@ class Scene:
         """Time (s) up to which one law holds and the object is seen whole; infinity if that never ends."""
         return min(self.events.values(), default=math.inf)
 
+    def lawful(self) -> NDArray[np.bool_]:
+        """(T,) frames up to the first event: those that are valid."""
+        return np.asarray(self.times <= self.first_break() + 1e-9)
+
     def outside(self, times: Array) -> Array:
         """(T,) how far the silhouette lies beyond the nearest edge of the view, metres; negative: inside."""
         turned = rotations(self.angles(times))
