@@ -10,8 +10,8 @@ Four arms take the same step (generate, decode, judge, back, update) from the sa
 - last steps: ours as it is used, with gradient through the last `--grad-steps`.
 
 Arms take turns, and seconds are those of the processor on one thread, so that other work on the machine shifts the
-ratios little. The floor is what the arm's convolutions and matrix products would take at the speed that this machine
-reaches in large ones.
+ratios little; with `--device cuda` those of the clock, each phase waited for. The floor is what the arm's convolutions
+and matrix products would take at the speed that this machine reaches in large ones.
 """
 
 from __future__ import annotations
@@ -59,9 +59,19 @@ REWARD = {
 }
 
 
+def now(device: str) -> float:
+    """Processor seconds; of a GPU the clock's, once it has done what it was given."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @dataclass
 class Clock:
-    """Processor seconds by phase; phases may lie inside one another, and the inner one counts."""
+    """Seconds by phase; phases may lie inside one another, and the inner one counts."""
+
+    device: str
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _open: list[str] = field(default_factory=list)
@@ -76,10 +86,10 @@ class Clock:
         self._open.pop()
 
     def _turn(self) -> None:
-        now = time.process_time()
+        at = now(self.device)
         if self._open:
-            self.seconds[self._open[-1]] += now - self._since
-        self._since = now
+            self.seconds[self._open[-1]] += at - self._since
+        self._since = at
 
 
 class Timed:
@@ -102,7 +112,7 @@ def plain_flow(flow: RaftFlow) -> Callable[[Tensor], Tensor]:
         large = F.interpolate(frames.flatten(0, 1) * 2 - 1, scale_factor=factor, mode="bilinear", align_corners=False)
         large = large.unflatten(0, frames.shape[:2])
         updates = flow.config.num_flow_updates
-        network.to(frames.dtype)
+        network.to(frames.device, frames.dtype)
         flows = [
             network(large[:, i], large[:, i + 1], num_flow_updates=updates)[-1] for i in range(frames.shape[1] - 1)
         ]
@@ -129,7 +139,7 @@ class Arm:
         clips: ClipBatch,
     ) -> None:
         self.name, self.model, self.vae, self.grad_steps, self.clips = name, model, vae, grad_steps, clips
-        self.clock = Clock()
+        self.clock = Clock(clips.frames.device.type)
         config = RewardConfig.model_validate({**REWARD, "flow": flow_config})
         self.reward = Reward(config)
         flow = self.reward.networks.flow
@@ -149,7 +159,7 @@ class Arm:
         """One step; returns the gradient of everything that trains, as one vector."""
         with torch.no_grad():
             condition = self.model.condition(self.clips.captions, self.clips.frames[:, 0])
-        noise = draw_noise(self.model.spec, 0, 0, range(len(self.clips))).to(self.trained[0].dtype) * noise_scale
+        noise = draw_noise(self.model.spec, 0, 0, range(len(self.clips))).to(self.trained[0]) * noise_scale
         with self.clock.phase("sampling"):
             latents = self._latents(condition, noise)
         with self.clock.phase("decode"):
@@ -170,7 +180,7 @@ class Arm:
             return sample(
                 self.model, condition, noise, num_inference_steps=STEPS, guidance_scale=1.0, grad_steps=self.grad_steps
             )
-        sigmas = schedule(self.model.scheduler, STEPS)
+        sigmas = schedule(self.model.scheduler, STEPS).to(noise.device)
         for sigma, following in itertools.pairwise(sigmas):
             noise = euler_step(self.model, noise, sigma, following, condition, 1.0)
         return noise
@@ -220,32 +230,32 @@ def floor(arm: Arm, conv_speed: float, matmul_speed: float) -> tuple[float, floa
     return conv + rest, conv / conv_speed + rest / matmul_speed
 
 
-def best_speed(function: Callable[[], Tensor], flops: float) -> float:
+def best_speed(function: Callable[[], Tensor], flops: float, device: str) -> float:
     """1e9 operations per second, the best of five."""
     seconds = []
     for _ in range(5):
-        started = time.process_time()
+        started = now(device)
         function()
-        seconds.append(time.process_time() - started)
+        seconds.append(now(device) - started)
     return flops / min(seconds) / 1e9
 
 
-def speeds() -> tuple[float, float]:
+def speeds(device: str) -> tuple[float, float]:
     """What this machine reaches in a large convolution and a large matrix product."""
-    a, image = torch.randn(1024, 1024), torch.randn(4, 64, 128, 128)
-    kernel = torch.randn(64, 64, 3, 3)
-    with torch.no_grad():
-        conv = best_speed(lambda: F.conv2d(image, kernel, padding=1), 2 * 4 * 64 * 64 * 9 * 128**2)
-        return conv, best_speed(lambda: a @ a, 2 * 1024**3)
+    side, count = (1024, 4) if device == "cpu" else (8192, 256)
+    with torch.no_grad(), torch.device(device):
+        a, image, kernel = torch.randn(side, side), torch.randn(count, 64, 128, 128), torch.randn(64, 64, 3, 3)
+        conv = best_speed(lambda: F.conv2d(image, kernel, padding=1), 2 * count * 64 * 64 * 9 * 128**2, device)
+        return conv, best_speed(lambda: a @ a, 2 * side**3, device)
 
 
-def arms(grad_steps: int, num_frames: int, size: int) -> list[Arm]:
+def arms(grad_steps: int, num_frames: int, size: int, device: str) -> list[Arm]:
     clips = ClipBatch(
         frames=torch.rand(1, num_frames, 3, size, size, generator=torch.Generator().manual_seed(0)),
         fps=torch.tensor([16.0]),
         captions=("an object falls",),
         index=(0,),
-    )
+    ).to(device)
     made = []
     ways = (
         ("plain", None, FLOW),
@@ -263,12 +273,12 @@ def arms(grad_steps: int, num_frames: int, size: int) -> list[Arm]:
             for key, parameter in model.transformer.named_parameters():
                 if "lora_B" in key:
                     parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(key)))
-        made.append(Arm(name, model, vae, steps, flow_config, clips))
+        made.append(Arm(name, model.to(device), vae.to(device), steps, flow_config, clips))
     return made
 
 
 def page(made: Sequence[Arm], totals: dict[str, list[float]], gradients: dict[str, Tensor], title: str) -> str:
-    conv, matmul = speeds()
+    conv, matmul = speeds(made[0].clock.device)
     plain = made[0]
     rows = [
         f"{title} Machine's best: {conv:.0f} Gflop/s in convolutions, {matmul:.0f} in matrix products.",
@@ -303,22 +313,22 @@ def page(made: Sequence[Arm], totals: dict[str, list[float]], gradients: dict[st
     return "\n".join(rows)
 
 
-def compare(grad_steps: int, num_frames: int, size: int, repeats: int) -> str:
+def compare(grad_steps: int, num_frames: int, size: int, repeats: int, device: str) -> str:
     """All arms at one size of clips, in turns."""
-    made = arms(grad_steps, num_frames, size)
+    made = arms(grad_steps, num_frames, size, device)
     gradients = {arm.name: arm.step() for arm in made}  # warm-up too
     for arm in made:
         arm.clock.seconds.clear()
     totals: dict[str, list[float]] = defaultdict(list)
     for turn in range(repeats):
         for arm in made if turn % 2 else made[::-1]:
-            started = time.process_time()
+            started = now(device)
             arm.step()
-            totals[arm.name].append(time.process_time() - started)
+            totals[arm.name].append(now(device) - started)
     title = (
         f"Tiny Wan 2.1, LoRA of rank 4, {num_frames} frames of {size} px, {STEPS} sampling steps, `last steps` "
-        f"with gradient through {grad_steps}, embedded flow network with 12 updates at double size, one thread, "
-        f"{repeats} steps of each arm in turns."
+        f"with gradient through {grad_steps}, embedded flow network with 12 updates at double size, "
+        f"{'one thread' if device == 'cpu' else torch.cuda.get_device_name()}, {repeats} steps of each arm in turns."
     )
     return page(made, totals, gradients, title)
 
@@ -329,11 +339,13 @@ def main() -> None:
     parser.add_argument("--grad-steps", type=int, default=2)
     parser.add_argument("--num-frames", type=int, nargs="+", default=[17], help="one table for each")
     parser.add_argument("--size", type=int, nargs="+", default=[64], help="px, as many as --num-frames")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     a = parser.parse_args()
     torch.set_num_threads(1)
-    pages = [compare(a.grad_steps, *clip, a.repeats) for clip in zip(a.num_frames, a.size, strict=True)]
-    write_below(a.out, "training.py", "\n\n".join(pages))
-    print(a.out.read_text().partition("training.py -->")[2])
+    pages = [compare(a.grad_steps, *clip, a.repeats, a.device) for clip in zip(a.num_frames, a.size, strict=True)]
+    mark = "training.py" if a.device == "cpu" else f"training.py --device {a.device}"
+    write_below(a.out, mark, "\n\n".join(pages))
+    print(a.out.read_text().partition(f"{mark} -->")[2])
 
 
 if __name__ == "__main__":

@@ -76,13 +76,14 @@ class _Result:
         argument: which argument it is, or shares its storage with; None: it has a storage of its own.
         same: it is that argument itself.
         place: storage offset, shape and stride.
-        dtype, attributes: of the tensor; what else a FakeTensor object holds.
+        dtype, device, attributes: of the tensor; what else a FakeTensor object holds.
     """
 
     argument: int | None
     same: bool
     place: tuple[int, torch.Size, tuple[int, ...]] | None = None
     dtype: torch.dtype | None = None
+    device: torch.device | None = None
     attributes: Mapping[str, Any] | None = None
 
 
@@ -161,7 +162,7 @@ class _FakeMode(FakeTensorMode):
         if result.same:
             same: Tensor = args[result.argument]  # type: ignore[index]
             return same
-        assert result.place is not None and result.attributes is not None
+        assert result.place is not None and result.device is not None and result.attributes is not None
         offset, shape, stride = result.place
         if result.argument is None:
             inner = torch.empty_strided(shape, stride, dtype=result.dtype, device="meta")
@@ -169,7 +170,7 @@ class _FakeMode(FakeTensorMode):
             inner = torch.empty((), dtype=result.dtype, device="meta")
             inner.set_(args[result.argument].untyped_storage(), offset, shape, stride)
         made = Tensor._make_subclass(
-            FakeTensor, inner, False, dispatch_device=True, device_for_backend_keys=result.attributes["_fake_device"]
+            FakeTensor, inner, False, dispatch_device=True, device_for_backend_keys=result.device
         )
         made.__dict__.update(result.attributes)
         return made
@@ -220,7 +221,7 @@ def _remember(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output:
             return None  # outputs that share a storage among themselves
         seen.add(_storage(one))
         where = (int(one.storage_offset()), one.shape, one.stride())
-        results.append(_Result(place, False, where, one.dtype, dict(vars(one))))
+        results.append(_Result(place, False, where, one.dtype, one.fake_device, dict(vars(one))))
     return results[0] if isinstance(output, Tensor) else results if type(output) is list else tuple(results)
 
 
