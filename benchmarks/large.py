@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/large.py --out docs/memory.md [--rows wan-1.3B:480p:tiles ltx-2B:480p:LoRA ...]
 
-A row is MODEL:SIZE:SETTING, as benchmarks/planning.py has them (`LoRA`, `all`, `tiles`). The step is the one that is
+A row is MODEL:SIZE:SETTING, as benchmarks/planning.py has them (`LoRA`, `all`, `tiles`); plans that the page has are
+taken from there. The step is the one that is
 planned, with all of its sampling steps; the numbers that come out mean nothing, but bytes and seconds don't depend on
 weights. Needs one GPU; a row that doesn't fit says so and the next one is run.
 """
@@ -13,6 +14,7 @@ import argparse
 import gc
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from newtonrewards.training.methods.registry import METHODS, Stage
 from newtonrewards.training.plan import fake_clips, plan_stage, step
 from newtonrewards.training.recipe import TrainRecipe
 
+ONE_PROCESS = 6  # which cell of a planned row that is
 ROWS = ("wan-1.3B:480p:tiles", "ltx-2B:480p:LoRA", "wan-1.3B:480p:LoRA")
 HEAD = (
     "| model | clip | trains | planned, GB of tensors | handed out, GB | of planned | kept by the allocator, GB | "
@@ -72,13 +75,16 @@ def real(made: TrainRecipe) -> tuple[Objective, Stage]:
     return METHODS[stage.objective].build(model, stage, made.seed), stage
 
 
-def row(key: str, size: str, setting: str, model: dict[str, Any]) -> str:
+def row(key: str, size: str, setting: str, model: dict[str, Any], before: Sequence[str]) -> str:
+    """Of the table; `before` are the page's lines, whose plans aren't made again."""
     name = next(name for name in SETTINGS if name.endswith(setting) or name.startswith(setting))
     with tempfile.TemporaryDirectory() as folder:
         write_folder(model, Path(folder))
         made = recipe(model["name"], Path(folder), model["sizes"][size], SETTINGS[name])
-        planned = plan_stage(made, 0).bytes / 1e9
-        head = f"| {key} | {' x '.join(map(str, model['sizes'][size]))} | {name} | {planned:.1f} |"
+        place = f"| {key} | {' x '.join(map(str, model['sizes'][size]))} | {name} |"
+        known = next((line for line in before if line.startswith(place)), None)
+        planned = plan_stage(made, 0).bytes / 1e9 if known is None else float(known.split("|")[ONE_PROCESS])
+        head = f"{place} {planned:.1f} |"
         peak = Peak()
         try:
             objective, stage = real(made)
@@ -98,9 +104,11 @@ def main() -> None:
     models = yaml.safe_load((Path(__file__).parent / "models.yaml").read_text())["models"]
     card = torch.cuda.get_device_properties(0)
     lines = [f"{card.name}, {card.total_memory / 1e9:.0f} GB, torch {torch.__version__}.", "", HEAD, "|---" * 8 + "|"]
+    page = a.out.read_text() if a.out.is_file() else ""
+    before = page.partition("<!-- tables: benchmarks/planning.py -->")[2].partition("\n## ")[0].splitlines()
     for each in a.rows:
         key, size, setting = each.split(":")
-        lines.append(row(key, size, setting, models[key]))
+        lines.append(row(key, size, setting, models[key], before))
         print(lines[-1], flush=True)
         write_below(a.out, "large.py", "\n".join(lines))
         gc.collect()

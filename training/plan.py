@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -106,8 +107,19 @@ def plan_stage(
     return StagePlan(number, stage.objective, tracker.peak_bytes(chosen), tracker.peak(chosen), sizes, others)
 
 
+class Watch(Protocol):
+    """What looks at memory while it is entered: a `MemoryTracker`, or something that asks a GPU's allocator."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *args: Any) -> Any: ...
+
+    def forget_peaks(self) -> None:
+        """Start looking for the highest moment anew."""
+
+
 def step(
-    objective: Objective, recipe: TrainRecipe, stage: Stage, clips: ClipBatch, tracker: MemoryTracker, *, foreach: bool
+    objective: Objective, recipe: TrainRecipe, stage: Stage, clips: ClipBatch, tracker: Watch, *, foreach: bool
 ) -> None:
     """What `Trainer.train_step` does, with the optimiser's state already there, as in every step but the first."""
     trained = [p for p in objective.parameters() if p.requires_grad]
