@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -107,6 +107,7 @@ def plan_stage(
     return StagePlan(number, stage.objective, tracker.peak_bytes(chosen), tracker.peak(chosen), sizes, others)
 
 
+@runtime_checkable
 class Watch(Protocol):
     """What looks at memory while it is entered: a `MemoryTracker`, or something that asks a GPU's allocator."""
 
