@@ -98,9 +98,7 @@ def row(key: str, size: str, setting: str, model: dict[str, Any], before: Sequen
 def main() -> None:
     parser: argparse.ArgumentParser = page_parser(__doc__)
     parser.add_argument("--rows", nargs="+", default=ROWS, metavar="MODEL:SIZE:SETTING")
-    parser.add_argument("--tf32", action="store_true", help="let matrix products round to 10 bits, as convolutions do")
     a = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = a.tf32
     models = yaml.safe_load((Path(__file__).parent / "models.yaml").read_text())["models"]
     card = torch.cuda.get_device_properties(0)
     lines = [f"{card.name}, {card.total_memory / 1e9:.0f} GB, torch {torch.__version__}.", "", HEAD, "|---" * 8 + "|"]
