@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 
@@ -25,6 +27,27 @@ def convolve(
     """
     convolved: Tensor = _Convolve.apply(images, weight, bias, stride, padding)
     return convolved
+
+
+def convolve_films(
+    films: Float[Tensor, "B C T H W"],
+    weight: Float[Tensor, "D C *kernel"],
+    bias: Float[Tensor, "D"] | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+) -> Float[Tensor, "B D t h w"]:
+    """`F.conv3d`, with the weights as constants where they don't train. On a CPU it would take torch's slow path: where
+    nothing is padded in time, the frames under a kernel are channels of a convolution of pictures there."""
+    trains = weight.requires_grad
+    slow = films.device.type == "cpu" and not isinstance(films, FakeTensor)
+    if not slow or isinstance(padding, str) or padding[0]:
+        whole = F.conv3d if trains else convolve
+        return whole(films, weight, bias, stride, padding)
+    under = films.unfold(2, weight.shape[2], stride[0])  # (B, C, T, H, W, frames of the kernel)
+    pictures = under.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)
+    convolution = F.conv2d if trains else convolve
+    made = convolution(pictures, weight.flatten(1, 2), bias, stride[1:], padding[1:])
+    return made.unflatten(0, under.shape[:3:2]).transpose(1, 2)
 
 
 class _Convolve(torch.autograd.Function):

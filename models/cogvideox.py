@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from newtonrewards.models import cogvideox_vae
 from newtonrewards.models.base import Condition, Encoded, Latents, PerSample
 from newtonrewards.models.pipelines import ClipSize, Grid, PipelineModel
 from newtonrewards.models.schedules import VPredictionSigmas, alpha_and_noise
@@ -32,7 +32,7 @@ class CogVideoXModel(PipelineModel):
 
     def __init__(self, pipeline: Any, **options: Any) -> None:
         super().__init__(pipeline, **options)
-        self.vae.enable_gradient_checkpointing()
+        cogvideox_vae.quicken(self.vae)
 
     def schedule(self) -> VPredictionSigmas:
         return VPredictionSigmas(self.pipeline.scheduler)
@@ -89,24 +89,18 @@ class CogVideoXModel(PipelineModel):
         return torch.cat([latents[:, :, :1].repeat(1, 1, self._padding(latents.shape[2]), 1, 1), latents], dim=2)
 
     def decode_pixels(self, latents: Latents, condition: Condition) -> Float[Tensor, "B 3 T H W"]:
-        """Two latent frames at a time as the autoencoder does; going back, pieces and their blocks are recomputed."""
-        frames = (self.spec.num_frames - 1) // self.grid().temporal + 1
-        hidden = (latents[:, :, latents.shape[2] - frames :] / self.vae.config.scaling_factor).to(self.vae.dtype)
-        if self.vae.post_quant_conv is not None:
-            hidden = self.vae.post_quant_conv(hidden)
-        at_once = self.vae.num_latent_frames_batch_size
-        first = frames % at_once + at_once if frames > at_once else frames  # the first piece takes what is left over
-        cache: Any = None
-        decoded = []
-        for piece in (hidden[:, :, :first], *hidden[:, :, first:].split(at_once, dim=2)):
-            if piece.shape[2] == 0:
-                continue
-            if torch.is_grad_enabled() and piece.requires_grad:
-                pixels, cache = checkpoint(self.vae.decoder, piece, conv_cache=cache, use_reentrant=False)
-            else:
-                pixels, cache = self.vae.decoder(piece, conv_cache=cache)
-            decoded.append(pixels)
-        return torch.cat(decoded, dim=2).float()
+        return self._decoded(latents, None)
+
+    def decode_pixels_in_part(
+        self, latents: Latents, condition: Condition, with_gradient: Sequence[int]
+    ) -> Float[Tensor, "B 3 T H W"]:
+        return self._decoded(latents, with_gradient)
+
+    def _decoded(self, latents: Latents, with_gradient: Sequence[int] | None) -> Float[Tensor, "B 3 T H W"]:
+        """Without the latent frames that fill up, which stand before the others; chosen, they stand for the first."""
+        filled = latents.shape[2] - ((self.spec.num_frames - 1) // self.grid().temporal + 1)
+        chosen = None if with_gradient is None else [max(i - filled, 0) for i in with_gradient]
+        return cogvideox_vae.decode(self.vae, latents[:, :, filled:] / self.vae.config.scaling_factor, chosen)
 
     def _posterior_mode(self, pixels: Float[Tensor, "B 3 T H W"]) -> Latents:
         latents: Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode()

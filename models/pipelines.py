@@ -297,7 +297,7 @@ class PipelineModel(ABC):
             InputError: the family's autoencoder can't.
         """
         raise InputError(
-            f"{self.name} decodes with gradient through all latent frames or none; wan can choose",
+            f"{self.name} decodes with gradient through all latent frames or none; wan and cogvideox can choose",
             fix="Leave out `decoded_latents`.",
         )
 

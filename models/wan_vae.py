@@ -21,16 +21,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanDecoder3d, WanRMS_norm, unpatchify
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
-from newtonrewards.core.convolve import convolve
+from newtonrewards.core.convolve import convolve_films
 from newtonrewards.core.recipe import Config
 from newtonrewards.models.base import Latents
 
@@ -67,19 +65,10 @@ class QuickNorm(WanRMS_norm):
 
 
 class QuickConv3d(WanCausalConv3d):
-    """diffusers' convolution. Frozen weights keep nothing for the way back. On a CPU it would take torch's slow path:
-    there the frames under a kernel are channels of a convolution of pictures."""
+    """diffusers' convolution. Frozen weights keep nothing for the way back."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        trains = weight.requires_grad
-        if input.device.type != "cpu" or isinstance(input, FakeTensor):
-            whole = super()._conv_forward
-            return whole(input, weight, bias) if trains else convolve(input, weight, bias, self.stride, self.padding)
-        under = input.unfold(2, weight.shape[2], self.stride[0])  # (B, C, T, H, W, frames of the kernel)
-        pictures = under.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)
-        convolution = F.conv2d if trains else convolve
-        made = convolution(pictures, weight.flatten(1, 2), bias, self.stride[1:], self.padding[1:])
-        return made.unflatten(0, under.shape[:3:2]).transpose(1, 2)
+        return convolve_films(input, weight, bias, self.stride, self.padding)
 
 
 QUICK: dict[type[nn.Module], type[nn.Module]] = {WanRMS_norm: QuickNorm, WanCausalConv3d: QuickConv3d}

@@ -299,7 +299,7 @@ def advice(plan: StagePlan, recipe: TrainRecipe, limit: int, processes: int) -> 
             lines.append(f"stages.{plan.stage}.sampling.grad_steps: 1")
         if model.tiles is None and model.name == "wan":
             lines.append("model.tiles: {side: 30, margin: 13} (the autoencoder decodes a part of a frame at a time)")
-        if stage.decoded_latents is None and model.name in ("embedded", "wan"):
+        if stage.decoded_latents is None and model.name in ("embedded", "wan", "cogvideox"):
             lines.append(f"stages.{plan.stage}.decoded_latents: 4 (gradient through a part of the clip in each step)")
     if isinstance(stage, RewardedStage) and not stage.reward.flow.checkpoint:
         lines.append(f"stages.{plan.stage}.reward.flow.checkpoint: true, with a smaller pairs_at_once")

@@ -130,7 +130,7 @@ def test_decode_undoes_encode_as_well_as_the_codec_can(model: VideoModel, pair: 
 def test_gradient_through_some_latent_frames_or_a_plain_word(model: VideoModel, pair: Tensor) -> None:
     condition = model.condition(CAPTIONS, pair[:, 0])
     latents = draw_noise(model.spec, 0, 0, [0, 1]).requires_grad_()
-    if model.spec.name not in ("embedded", "wan"):
+    if model.spec.name not in ("embedded", "wan", "cogvideox"):
         with pytest.raises(InputError, match="decoded_latents"):
             model.decode(latents, condition, [1])
         return
