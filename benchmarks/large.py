@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import yaml
 from pages import page_parser, write_below
-from planning import SETTINGS, recipe, write_folder
+from planning import SETTINGS, changes, recipe, write_folder
 
 from newtonrewards.models.load import load_video_model
 from newtonrewards.models.outline import outline
@@ -80,7 +80,7 @@ def row(key: str, size: str, setting: str, model: dict[str, Any], before: Sequen
     name = next(name for name in SETTINGS if name.endswith(setting) or name.startswith(setting))
     with tempfile.TemporaryDirectory() as folder:
         write_folder(model, Path(folder))
-        made = recipe(model["name"], Path(folder), model["sizes"][size], SETTINGS[name])
+        made = recipe(model["name"], Path(folder), model["sizes"][size], changes(model, name))
         place = f"| {key} | {' x '.join(map(str, model['sizes'][size]))} | {name} |"
         known = next((line for line in before if line.startswith(place)), None)
         planned = plan_stage(made, 0).bytes / 1e9 if known is None else float(known.split("|")[ONE_PROCESS])

@@ -25,12 +25,13 @@ from newtonrewards.training.plan import LARGER, STRATEGIES, USABLE, StagePlan, S
 from newtonrewards.training.recipe import TrainRecipe
 
 LORA: dict[str, Any] = {"lora_rank": 32, "dtype": "bfloat16"}
-# What trains and how the autoencoder decodes; tiles are Wan's.
+# What trains and how the autoencoder decodes.
 SETTINGS: dict[str, dict[str, Any]] = {
     "LoRA 32": LORA,
     "all weights": {},
-    "LoRA 32, tiles": {**LORA, "tiles": {"side": 30, "margin": 13}},
+    "LoRA 32, tiles": LORA,
 }
+TILES = {"wan": {"side": 30, "margin": 13}, "hunyuan": {"side": 15, "margin": 8}}  # each margin changes nothing
 WAYS: tuple[tuple[Strategy, int], ...] = (("ddp", 8), ("zero2", 8), ("fsdp2", 8), ("zero2", 64), ("fsdp2", 64))
 CARD = 80e9
 
@@ -76,6 +77,11 @@ def recipe(name: str, folder: Path, size: tuple[int, int, int], settings: dict[s
     return validate(TrainRecipe, content, where="benchmarks/planning.py")
 
 
+def changes(model: dict[str, Any], settings: str) -> dict[str, Any]:
+    """To the recipe's model, of one of `SETTINGS`."""
+    return SETTINGS[settings] | ({"tiles": TILES[model["name"]]} if "tiles" in settings else {})
+
+
 def plan(model: dict[str, Any], size: str, settings: dict[str, Any]) -> StagePlan:
     with tempfile.TemporaryDirectory() as folder:
         write_folder(model, Path(folder))
@@ -107,13 +113,13 @@ def main() -> None:
     rows = ["**Planned, not measured**: GB of tensors in each process, one clip each.", "", head, "|---" * 13 + "|"]
     for settings, size in itertools.product(SETTINGS, ("480p", "720p")):
         for key, model in models.items():
-            if a.only not in (None, key) or ("tiles" in settings and model["name"] != "wan"):
+            if a.only not in (None, key) or ("tiles" in settings and model["name"] not in TILES):
                 continue
             name = f"| {key} | {' x '.join(map(str, model['sizes'][size]))} | {settings} |"
             made = next((line for line in before if line.startswith(name)), None)
             if made is None:
                 started = time.process_time()
-                found = plan(model, size, SETTINGS[settings])
+                found = plan(model, size, changes(model, settings))
                 made = row(name, found, time.process_time() - started)
                 print(made, flush=True)
             rows.append(made)

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from newtonrewards.core.convolve import convolve_films
 from newtonrewards.models.base import gradient_only
+from newtonrewards.models.causal import joined
 
 # Numbers that a norm works on at a time: what it needs beside its input and output is a few times as much.
 AT_ONCE = 2**26
@@ -50,34 +51,8 @@ class QuickCausalConv3d(CogVideoXCausalConv3d):
             return padded
         if self.time_kernel_size == 1:
             return self.conv(inputs), None
-        whole, after = _Joined.apply(inputs, conv_cache, self.time_kernel_size - 1)
+        whole, after = joined(inputs, conv_cache, self.time_kernel_size - 1)
         return self.conv(whole), after
-
-
-class _Joined(torch.autograd.Function):
-    """Frames behind those of the piece before, or behind the first one repeated; and the last ones for the next piece.
-
-    The gradient of what is handed on is added in place to that of the whole, where torch would fill another whole with
-    zeros. Nothing but a convolution may use the whole.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, before: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-        ctx.count, ctx.begins = count, before is None
-        ctx.set_materialize_grads(False)
-        whole = torch.cat([inputs[:, :, :1]] * count + [inputs] if before is None else [before, inputs], dim=2)
-        return whole, whole[:, :, -count:].clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, whole: Tensor, after: Tensor | None) -> tuple[Tensor | None, ...]:
-        if after is not None:
-            whole[:, :, -ctx.count :] += after
-        before, inputs = whole.tensor_split([ctx.count], dim=2)
-        if ctx.begins:
-            inputs[:, :, 0] += before.sum(2)
-        # a copy: a view would hold the whole until the piece before has been gone through
-        return inputs, None if ctx.begins else before.clone(), None
 
 
 class QuickSpatialNorm(CogVideoXSpatialNorm3D):

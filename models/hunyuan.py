@@ -7,19 +7,18 @@ written in the picture, byte by byte.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15 import HunyuanVideo15AttnBlock
 from jaxtyping import Float
 from torch import Tensor
 
 from newtonrewards.core.errors import CheckpointError
+from newtonrewards.models import hunyuan_vae
 from newtonrewards.models.base import Condition, Encoded, Latents, PerSample
+from newtonrewards.models.causal import Tiles
 from newtonrewards.models.pipelines import ClipSize, Grid, PipelineModel
 from newtonrewards.models.schedules import even_sigmas
 
@@ -38,11 +37,9 @@ class HunyuanModel(PipelineModel):
                 fix="Use the undistilled folder.",
             )
         super().__init__(pipeline, **options)
-        self.vae.enable_gradient_checkpointing()
+        self.tiles: Tiles | None = None
         self.vae.enable_slicing()  # one clip at a time
-        for block in self.vae.modules():
-            if isinstance(block, HunyuanVideo15AttnBlock):
-                block.forward = functools.partial(causal_attention, block)
+        hunyuan_vae.quicken(self.vae)
         for unused in unused_parts(pipeline.transformer):
             unused.requires_grad_(False)
 
@@ -101,29 +98,19 @@ class HunyuanModel(PipelineModel):
         return latents.float() * self.vae.config.scaling_factor
 
     def decode_pixels(self, latents: Latents, condition: Condition) -> Float[Tensor, "B 3 T H W"]:
-        """With block by block recomputation in the backward pass."""
-        decoded: Tensor = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype))[0]
-        return decoded.float()
+        return self._decoded(latents, None)
 
+    def decode_pixels_in_part(
+        self, latents: Latents, condition: Condition, with_gradient: Sequence[int]
+    ) -> Float[Tensor, "B 3 T H W"]:
+        return self._decoded(latents, with_gradient)
 
-def causal_attention(block: HunyuanVideo15AttnBlock, x: Float[Tensor, "B C t h w"]) -> Float[Tensor, "B C t h w"]:
-    """The autoencoder's attention: a pixel of a latent frame looks at that frame and those before.
+    def decode_in_tiles(self, tiles: Tiles) -> None:
+        self.tiles = tiles
 
-    Frame by frame, so that no mask is needed: diffusers' own takes (t h w)^2 numbers, 10 GB for 121 frames of 480 x
-    848, and is filled row by row.
-    """
-    pixels = x.shape[-2] * x.shape[-1]
-    normed = block.norm(x)
-    query, key, value = (
-        part(normed).flatten(2).transpose(1, 2)[:, None].contiguous() for part in (block.to_q, block.to_k, block.to_v)
-    )
-    frames = [
-        F.scaled_dot_product_attention(part, key[:, :, : end * pixels], value[:, :, : end * pixels])
-        for end, part in enumerate(query.split(pixels, dim=2), start=1)
-    ]
-    attended = torch.cat(frames, dim=2).squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
-    added: Tensor = block.proj_out(attended) + x
-    return added
+    def _decoded(self, latents: Latents, with_gradient: Sequence[int] | None) -> Float[Tensor, "B 3 T H W"]:
+        own = latents / self.vae.config.scaling_factor
+        return hunyuan_vae.decode(self.vae, own, tiles=self.tiles, with_gradient=with_gradient).float()
 
 
 def unused_parts(transformer: Any) -> list[Any]:

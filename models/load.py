@@ -15,13 +15,13 @@ from newtonrewards.core.errors import CheckpointError
 from newtonrewards.core.recipe import Config
 from newtonrewards.models import lora
 from newtonrewards.models.base import VideoModel
+from newtonrewards.models.causal import Tiles
 from newtonrewards.models.cogvideox import CogVideoXModel
 from newtonrewards.models.embedded import CLASS_NAME, EmbeddedModel
 from newtonrewards.models.hunyuan import HunyuanModel
 from newtonrewards.models.ltx import LTXModel
 from newtonrewards.models.pipelines import PipelineModel
 from newtonrewards.models.wan import WanModel
-from newtonrewards.models.wan_vae import Tiles
 
 # Every family that is a diffusers pipeline on disk: a file of its own and a line here.
 FAMILIES: dict[str, type[PipelineModel]] = {
@@ -59,7 +59,7 @@ class ModelConfig(Config):
         embeddings: folder where encoded captions and first frames are kept; training computes them once for all clips
             and then frees the pipeline's text and image encoders.
         experts: which of two transformers trains (Wan 2.2 A14B): `both`, `high_noise`, `low_noise`; null is both.
-        tiles: decode large frames tile by tile (Wan); null decodes whole frames.
+        tiles: decode large frames tile by tile (Wan, HunyuanVideo); null decodes whole frames.
     """
 
     name: str

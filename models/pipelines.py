@@ -35,9 +35,9 @@ from newtonrewards.models.base import (
     check_condition_inputs,
     logit_normal,
 )
+from newtonrewards.models.causal import Tiles
 from newtonrewards.models.embeddings import Embeddings
 from newtonrewards.models.files import fingerprint
-from newtonrewards.models.wan_vae import Tiles
 
 Experts = Literal["both", "high_noise", "low_noise"]
 M = TypeVar("M", bound="PipelineModel")
@@ -286,7 +286,7 @@ class PipelineModel(ABC):
         Raises:
             InputError: the family's autoencoder can't.
         """
-        raise InputError(f"{self.name} does not decode in tiles; wan does", fix="Leave out `tiles`.")
+        raise InputError(f"{self.name} does not decode in tiles; wan and hunyuan do", fix="Leave out `tiles`.")
 
     def decode_pixels_in_part(
         self, latents: Latents, condition: Condition, with_gradient: Sequence[int]
@@ -297,7 +297,7 @@ class PipelineModel(ABC):
             InputError: the family's autoencoder can't.
         """
         raise InputError(
-            f"{self.name} decodes with gradient through all latent frames or none; wan and cogvideox can choose",
+            f"{self.name} decodes with gradient through all latent frames or none; the other families can choose",
             fix="Leave out `decoded_latents`.",
         )
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from newtonrewards.core.errors import CheckpointError
 from newtonrewards.models import wan_vae
 from newtonrewards.models.base import Condition, Encoded, Latents, PerSample, logit_normal
+from newtonrewards.models.causal import Tiles
 from newtonrewards.models.pipelines import (
     ClipSize,
     Experts,
@@ -57,7 +58,7 @@ class WanModel(PipelineModel):
         self.transformer_2: nn.Module | None = pipeline.transformer_2
         self.boundary = float(pipeline.config.boundary_ratio or 0.0)
         self.experts: Experts = "both"
-        self.tiles: wan_vae.Tiles | None = None
+        self.tiles: Tiles | None = None
         super().__init__(pipeline, **options)
         wan_vae.quicken(self.vae)
 
@@ -155,7 +156,7 @@ class WanModel(PipelineModel):
     ) -> Float[Tensor, "B 3 T H W"]:
         return self._decoded(latents, condition, with_gradient)
 
-    def decode_in_tiles(self, tiles: wan_vae.Tiles) -> None:
+    def decode_in_tiles(self, tiles: Tiles) -> None:
         self.tiles = tiles
 
     def _decoded(

@@ -2,55 +2,27 @@
 
 `AutoencoderKLWan` decodes one latent frame at a time and keeps what later frames need in a list that it changes in
 place, so checkpointing it as it stands recomputes with the wrong contents (Wan2.1 issue 430). Here one function decodes
-one latent frame with those caches as explicit inputs and outputs. Runs of latent frames are checkpointed, and within a
-run, when it is recomputed, each frame again: of t latent frames the caches of about 2 sqrt(t) are in memory and the
-activations of one. The same numbers as the plain decoder to the last bit, gradients too; docs/memory.md says what it
-costs.
+one latent frame with those caches as explicit inputs and outputs, and `causal` goes through the clip. The same numbers
+as the plain decoder to the last bit, gradients too; docs/memory.md says what it costs.
 
-Large frames can be decoded in tiles. Convolutions and attention at the size of the latents run on whole frames, where
-they are cheap, and only the up-sampling blocks see tiles, each with a margin that is cut off again: attention stays
-global, and where the margin covers the reach of the convolutions nothing changes at all.
+In tiles, convolutions and attention at the size of the latents run on whole frames, where they are cheap, and only the
+up-sampling blocks see tiles: attention stays global.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanDecoder3d, WanRMS_norm, unpatchify
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from newtonrewards.core.convolve import convolve_films
-from newtonrewards.core.recipe import Config
 from newtonrewards.models.base import Latents
-
-# Up to so many latent frames each is recomputed by itself: the caches of all are kept, and no frame is computed thrice.
-ALONE = 9
-# What one causal convolution remembers: nothing yet, frames, or the mark of an up-sampler that has seen one frame.
-Cache: TypeAlias = Tensor | str | None
-# One latent frame, whether it is the clip's first, and the caches before it; what it becomes, and the caches after it.
-Step: TypeAlias = Callable[[Tensor, bool, list[Cache]], tuple[Tensor, list[Cache]]]
-
-
-class Tiles(Config):
-    """Tiles of a frame, in pixels of the latents (8 or 16 px of the frame).
-
-    Attributes:
-        side: of a tile without its margin, at most.
-        margin: what a tile sees beyond each of its inner edges. From `reach` on (8 to 13) tiles change nothing but
-            rounding; docs/memory.md has the error at the seams below that.
-    """
-
-    side: int = Field(ge=2)
-    margin: int = Field(8, ge=0)
+from newtonrewards.models.causal import Cache, Step, Tiles, in_tiles, scan
 
 
 class QuickNorm(WanRMS_norm):
@@ -110,12 +82,12 @@ def decode(
     hidden = vae.post_quant_conv((latents * spread + mean).to(vae.dtype))
     chosen = range(hidden.shape[2]) if with_gradient is None else with_gradient
     if tiles is None or max(hidden.shape[-2:]) <= tiles.side:
-        joined = _scan(_whole(vae.decoder), hidden, _convolutions(vae.decoder), chosen)
+        pixels = scan(_whole(vae.decoder), hidden, _convolutions(vae.decoder), chosen)
     else:
-        joined = _tiled(vae.decoder, hidden, tiles, chosen)
+        pixels = _tiled(vae.decoder, hidden, tiles, chosen)
     if vae.config.patch_size is not None:
-        joined = unpatchify(joined, patch_size=vae.config.patch_size)
-    return joined.clamp(-1, 1).float()
+        pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
+    return pixels.clamp(-1, 1).float()
 
 
 def reach(vae: AutoencoderKLWan) -> int:
@@ -129,96 +101,10 @@ def reach(vae: AutoencoderKLWan) -> int:
     return math.ceil(distance + 1 / scale)
 
 
-def _scan(step: Step, hidden: Tensor, caches: int, chosen: Sequence[int]) -> Tensor:
-    """Apply a step to all latent frames in order, with gradient through the chosen ones."""
-    frames: list[Tensor] = []
-    state: list[Cache] = [None] * caches
-    runs = _runs(hidden.shape[2], chosen)
-    for start, stop in runs:
-        piece = hidden[:, :, start:stop]
-        if start not in chosen or not (torch.is_grad_enabled() and hidden.requires_grad):
-            cut = [part.detach() if isinstance(part, Tensor) else part for part in state]
-            with torch.no_grad():
-                decoded, state = _run(step, piece.detach(), start == 0, cut)
-        elif stop == runs[-1][1]:  # the backward pass begins with the last run: no need to compute that one twice
-            decoded, state = _run(step, piece, start == 0, state, _checkpointed(step))
-        else:
-            decoded, state = _checkpointed(functools.partial(_run, step, inner=_checkpointed(step), last=step))(
-                piece, start == 0, state
-            )
-        frames.append(decoded)
-    return torch.cat(frames, dim=2)
-
-
-def _run(
-    step: Step, hidden: Tensor, first: bool, state: list[Cache], inner: Step | None = None, last: Step | None = None
-) -> tuple[Tensor, list[Cache]]:
-    """A run of latent frames; with `inner`, each by itself checkpointed, but for the last where `last` is given."""
-    frames = []
-    for i in range(hidden.shape[2]):
-        one = (last if last is not None and i == hidden.shape[2] - 1 else inner) or step
-        decoded, state = one(hidden[:, :, i : i + 1], first and i == 0, state)
-        frames.append(decoded)
-    return torch.cat(frames, dim=2), state
-
-
-def _checkpointed(step: Step) -> Step:
-    """The same step, recomputed going back.
-
-    The caches are arguments of their own: torch takes hold of a list as it is, and a checkpoint inside another would
-    then keep its caches whatever the outer one does.
-    """
-
-    def flat(hidden: Tensor, first: bool, *state: Cache) -> tuple[Tensor, list[Cache]]:
-        return step(hidden, first, list(state))
-
-    def run(hidden: Tensor, first: bool, state: list[Cache]) -> tuple[Tensor, list[Cache]]:
-        result: tuple[Tensor, list[Cache]] = checkpoint(flat, hidden, first, *state, use_reentrant=False)
-        return result
-
-    return run
-
-
-def _runs(count: int, chosen: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut 0..count into runs of one or about sqrt(chosen) frames, none of them part with and part without gradient."""
-    length = 1 if len(chosen) <= ALONE else round(math.sqrt(len(chosen)))
-    runs: list[tuple[int, int]] = []
-    start = 0
-    for i in range(1, count + 1):
-        if i == count or (i in chosen) != (start in chosen) or (start in chosen and i - start == length):
-            runs.append((start, i))
-            start = i
-    return runs
-
-
 def _tiled(decoder: WanDecoder3d, hidden: Tensor, tiles: Tiles, chosen: Sequence[int]) -> Tensor:
-    """The stem on whole frames, then the rest tile by tile; each tile is checkpointed as a whole."""
-    stem = _scan(_stem(decoder), hidden, _convolutions(decoder.conv_in, decoder.mid_block), chosen)
-    caches, margin = _convolutions(decoder.up_blocks, decoder.conv_out), tiles.margin
-    rows = []
-    for top, bottom in _edges(stem.shape[-2], tiles.side):
-        row = []
-        for left, right in _edges(stem.shape[-1], tiles.side):
-            up, low = max(0, top - margin), max(0, left - margin)
-            part = stem[..., up : bottom + margin, low : right + margin]
-            if torch.is_grad_enabled() and part.requires_grad:
-                decoded = checkpoint(_scan, _rest(decoder), part, caches, chosen, use_reentrant=False)
-            else:
-                decoded = _scan(_rest(decoder), part, caches, chosen)
-            scale = decoded.shape[-1] // part.shape[-1]
-            high, wide = (
-                slice((a - c) * scale, (b - c) * scale) for a, b, c in ((top, bottom, up), (left, right, low))
-            )
-            row.append(decoded[..., high, wide])
-        rows.append(torch.cat(row, dim=-1))
-    return torch.cat(rows, dim=-2)
-
-
-def _edges(side: int, tile: int) -> list[tuple[int, int]]:
-    """Cut a side into tiles of sizes that differ by one at most."""
-    count = -(-side // tile)
-    cuts = [round(i * side / count) for i in range(count + 1)]
-    return list(itertools.pairwise(cuts))
+    """The stem on whole frames, then the rest tile by tile."""
+    stem = scan(_stem(decoder), hidden, _convolutions(decoder.conv_in, decoder.mid_block), chosen)
+    return in_tiles(_rest(decoder), stem, _convolutions(decoder.up_blocks, decoder.conv_out), tiles, chosen)
 
 
 def _whole(decoder: WanDecoder3d) -> Step:

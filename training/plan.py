@@ -36,6 +36,8 @@ CAPTION = "an object falls"
 
 # Of what a GPU has, the rest goes to its driver, to kernels' workspace and to holes between tensors.
 USABLE = 0.9
+# Tiles that a family's autoencoder takes, with margins that change nothing.
+TILES = {"wan": "{side: 30, margin: 13}", "hunyuan": "{side: 15, margin: 8}"}
 # Numbers of processes that are looked at where the planned one doesn't fit.
 LARGER = (2, 4, 8, 16, 32, 64)
 
@@ -297,9 +299,9 @@ def advice(plan: StagePlan, recipe: TrainRecipe, limit: int, processes: int) -> 
     if isinstance(stage, RewardStage):
         if stage.sampling.grad_steps not in (1, "x0"):
             lines.append(f"stages.{plan.stage}.sampling.grad_steps: 1")
-        if model.tiles is None and model.name == "wan":
-            lines.append("model.tiles: {side: 30, margin: 13} (the autoencoder decodes a part of a frame at a time)")
-        if stage.decoded_latents is None and model.name in ("embedded", "wan", "cogvideox"):
+        if model.tiles is None and model.name in TILES:
+            lines.append(f"model.tiles: {TILES[model.name]} (the autoencoder decodes a part of a frame at a time)")
+        if stage.decoded_latents is None and model.name != "ltx":
             lines.append(f"stages.{plan.stage}.decoded_latents: 4 (gradient through a part of the clip in each step)")
     if isinstance(stage, RewardedStage) and not stage.reward.flow.checkpoint:
         lines.append(f"stages.{plan.stage}.reward.flow.checkpoint: true, with a smaller pairs_at_once")

@@ -12,6 +12,7 @@ from torch import Tensor
 from newtonrewards.core.fake import empty, fake_tensors
 from newtonrewards.core.memory import MemoryTracker
 from newtonrewards.models import wan_vae
+from newtonrewards.models.causal import Tiles
 from newtonrewards.models.tiny_wan import tiny_pipeline
 
 
@@ -66,7 +67,7 @@ def test_tiles_take_less_memory_than_whole_frames() -> None:
         vae = tiny_pipeline("2.1").vae.requires_grad_(False)
         empty(vae, mode)
         peaks = []
-        for tiles in (None, wan_vae.Tiles(side=8, margin=2)):
+        for tiles in (None, Tiles(side=8, margin=2)):
             with MemoryTracker(vae) as tracker:
                 gradient(lambda z, tiles=tiles: wan_vae.decode(vae, z, tiles=tiles), drawn(vae, 5, 16, 16))
             peaks.append(tracker.peak_bytes())
@@ -75,7 +76,7 @@ def test_tiles_take_less_memory_than_whole_frames() -> None:
 
 def test_tiles_with_the_full_margin_change_nothing(vae: AutoencoderKLWan) -> None:
     start = drawn(vae, 3, 8, 16)
-    tiles = wan_vae.Tiles(side=8, margin=wan_vae.reach(vae))
+    tiles = Tiles(side=8, margin=wan_vae.reach(vae))
     ours = gradient(lambda z: wan_vae.decode(vae, z, tiles=tiles), start)
     theirs = gradient(lambda z: plain(vae, z), start)
     torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-5)
@@ -87,7 +88,7 @@ def test_tiles_without_margin_are_wrong_only_where_the_seam_reaches(vae: Autoenc
     start = drawn(vae, 2, 4, 40)
     scale = vae.config.scale_factor_spatial
     with torch.no_grad():
-        error = (wan_vae.decode(vae, start, tiles=wan_vae.Tiles(side=20, margin=0)) - plain(vae, start)).abs()
+        error = (wan_vae.decode(vae, start, tiles=Tiles(side=20, margin=0)) - plain(vae, start)).abs()
     by_column = error.amax((0, 1, 2, 3))
     seam, far = 20 * scale, wan_vae.reach(vae) * scale
     assert by_column[seam - 1 : seam + 1].max() > 1e-4
