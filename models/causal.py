@@ -47,7 +47,7 @@ def scan(step: Step, hidden: Tensor, caches: int, chosen: Sequence[int]) -> Tens
     """Apply a step to all latent frames in order, with gradient through the chosen ones."""
     frames: list[Tensor] = []
     state: list[Cache] = [None] * caches
-    runs = runs_of(hidden.shape[2], chosen)
+    runs = _runs(hidden.shape[2], chosen)
     for start, stop in runs:
         piece = hidden[:, :, start:stop]
         if start not in chosen or not (torch.is_grad_enabled() and hidden.requires_grad):
@@ -55,9 +55,9 @@ def scan(step: Step, hidden: Tensor, caches: int, chosen: Sequence[int]) -> Tens
             with torch.no_grad():
                 decoded, state = _run(step, piece.detach(), start == 0, cut)
         elif stop == runs[-1][1]:  # the backward pass begins with the last run: no need to compute that one twice
-            decoded, state = _run(step, piece, start == 0, state, checkpointed(step))
+            decoded, state = _run(step, piece, start == 0, state, _checkpointed(step))
         else:
-            decoded, state = checkpointed(functools.partial(_run, step, inner=checkpointed(step), last=step))(
+            decoded, state = _checkpointed(functools.partial(_run, step, inner=_checkpointed(step), last=step))(
                 piece, start == 0, state
             )
         frames.append(decoded)
@@ -76,7 +76,7 @@ def _run(
     return torch.cat(frames, dim=2), state
 
 
-def checkpointed(step: Step) -> Step:
+def _checkpointed(step: Step) -> Step:
     """The same step, recomputed going back.
 
     The caches are arguments of their own: torch takes hold of a list as it is, and a checkpoint inside another would
@@ -93,7 +93,7 @@ def checkpointed(step: Step) -> Step:
     return run
 
 
-def runs_of(count: int, chosen: Sequence[int]) -> list[tuple[int, int]]:
+def _runs(count: int, chosen: Sequence[int]) -> list[tuple[int, int]]:
     """Cut 0..count into runs of one or about sqrt(chosen) frames, none of them part with and part without gradient."""
     length = 1 if len(chosen) <= ALONE else round(math.sqrt(len(chosen)))
     runs: list[tuple[int, int]] = []
