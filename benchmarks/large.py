@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/large.py --out docs/memory.md [--rows wan-1.3B:480p:tiles ltx-2B:480p:LoRA ...]
 
 A row is MODEL:SIZE:SETTING, as benchmarks/planning.py has them (`LoRA`, `all`, `tiles`); plans that the page has are
-taken from there. The step is the one that is
-planned, with all of its sampling steps; the numbers that come out mean nothing, but bytes and seconds don't depend on
-weights. Needs one GPU; a row that doesn't fit says so and the next one is run.
+taken from there. The step is the one that is planned, with all of its sampling steps; the numbers that come out mean
+nothing, but bytes and seconds don't depend on weights. Needs one GPU; a row that doesn't fit says so, and the next one
+is run.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from pages import page_parser, write_below
 
 from newtonrewards.core.recipe import validate
 from newtonrewards.models.outline import PROCESSOR_FILE
-from newtonrewards.training.plan import LARGER, STRATEGIES, USABLE, StagePlan, Strategy, plan_stage
+from newtonrewards.training.plan import LARGER, STRATEGIES, TILES, USABLE, StagePlan, Strategy, plan_stage
 from newtonrewards.training.recipe import TrainRecipe
 
 LORA: dict[str, Any] = {"lora_rank": 32, "dtype": "bfloat16"}
@@ -31,7 +31,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all weights": {},
     "LoRA 32, tiles": LORA,
 }
-TILES = {"wan": {"side": 30, "margin": 13}, "hunyuan": {"side": 15, "margin": 8}}  # each margin changes nothing
 WAYS: tuple[tuple[Strategy, int], ...] = (("ddp", 8), ("zero2", 8), ("fsdp2", 8), ("zero2", 64), ("fsdp2", 64))
 CARD = 80e9
 
@@ -79,7 +78,7 @@ def recipe(name: str, folder: Path, size: tuple[int, int, int], settings: dict[s
 
 def changes(model: dict[str, Any], settings: str) -> dict[str, Any]:
     """To the recipe's model, of one of `SETTINGS`."""
-    return SETTINGS[settings] | ({"tiles": TILES[model["name"]]} if "tiles" in settings else {})
+    return SETTINGS[settings] | ({"tiles": TILES[model["name"]].model_dump()} if "tiles" in settings else {})
 
 
 def plan(model: dict[str, Any], size: str, settings: dict[str, Any]) -> StagePlan:

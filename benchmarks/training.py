@@ -72,7 +72,6 @@ class Clock:
     """Seconds by phase; phases may lie inside one another, and the inner one counts."""
 
     device: str
-
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _open: list[str] = field(default_factory=list)
     _since: float = 0.0

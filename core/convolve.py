@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
@@ -48,6 +48,13 @@ def convolve_films(
     convolution = F.conv2d if trains else convolve
     made = convolution(pictures, weight.flatten(1, 2), bias, stride[1:], padding[1:])
     return made.unflatten(0, under.shape[:3:2]).transpose(1, 2)
+
+
+class FilmConv3d(nn.Conv3d):
+    """A 3-D convolution by `convolve_films`; as a further base it changes how a family's own one computes."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return convolve_films(input, weight, bias, self.stride, self.padding)
 
 
 class _Convolve(torch.autograd.Function):

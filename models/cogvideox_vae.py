@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from newtonrewards.core.convolve import convolve_films
+from newtonrewards.core.convolve import FilmConv3d
 from newtonrewards.models.base import gradient_only
 from newtonrewards.models.causal import joined
 
@@ -35,11 +35,8 @@ AT_ONCE = 2**26
 Size = tuple[int, ...]
 
 
-class QuickConv3d(CogVideoXSafeConv3d):
+class QuickConv3d(CogVideoXSafeConv3d, FilmConv3d):
     """diffusers' convolution, which keeps nothing for the way back."""
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return convolve_films(input, weight, bias, self.stride, self.padding)
 
 
 class QuickCausalConv3d(CogVideoXCausalConv3d):

@@ -29,16 +29,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from newtonrewards.core.convolve import convolve_films
+from newtonrewards.core.convolve import FilmConv3d
 from newtonrewards.models.base import gradient_only
 from newtonrewards.models.causal import Cache, Step, Tiles, in_tiles, joined, scan
-
-
-class QuickConv3d(nn.Conv3d):
-    """A convolution that keeps nothing for the way back."""
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return convolve_films(input, weight, bias, self.stride, self.padding)
 
 
 class CausalAttention(HunyuanVideo15AttnBlock):
@@ -92,7 +85,7 @@ class CausalEncoder(HunyuanVideo15Encoder3D):
 
 
 QUICK: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv3d: QuickConv3d,
+    nn.Conv3d: FilmConv3d,
     HunyuanVideo15AttnBlock: CausalAttention,
     HunyuanVideo15Encoder3D: CausalEncoder,
 }

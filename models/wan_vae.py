@@ -20,7 +20,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, Wa
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from newtonrewards.core.convolve import convolve_films
+from newtonrewards.core.convolve import FilmConv3d
 from newtonrewards.models.base import Latents
 from newtonrewards.models.causal import Cache, Step, Tiles, in_tiles, scan
 
@@ -36,11 +36,8 @@ class QuickNorm(WanRMS_norm):
         return (wide * (inverse * self.scale)).to(x.dtype) * self.gamma + self.bias
 
 
-class QuickConv3d(WanCausalConv3d):
+class QuickConv3d(WanCausalConv3d, FilmConv3d):
     """diffusers' convolution. Frozen weights keep nothing for the way back."""
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return convolve_films(input, weight, bias, self.stride, self.padding)
 
 
 QUICK: dict[type[nn.Module], type[nn.Module]] = {WanRMS_norm: QuickNorm, WanCausalConv3d: QuickConv3d}

@@ -20,6 +20,7 @@ from newtonrewards.core.errors import InputError
 from newtonrewards.core.fake import empty, fake_tensors
 from newtonrewards.core.memory import MemoryTracker, Moment, Split, size_of
 from newtonrewards.models.base import VideoModel
+from newtonrewards.models.causal import Tiles
 from newtonrewards.models.load import load_video_model
 from newtonrewards.models.outline import outline
 from newtonrewards.rewards.reward import Reward
@@ -37,7 +38,7 @@ CAPTION = "an object falls"
 # Of what a GPU has, the rest goes to its driver, to kernels' workspace and to holes between tensors.
 USABLE = 0.9
 # Tiles that a family's autoencoder takes, with margins that change nothing.
-TILES = {"wan": "{side: 30, margin: 13}", "hunyuan": "{side: 15, margin: 8}"}
+TILES = {"wan": Tiles(side=30, margin=13), "hunyuan": Tiles(side=15, margin=8)}
 # Numbers of processes that are looked at where the planned one doesn't fit.
 LARGER = (2, 4, 8, 16, 32, 64)
 
@@ -300,7 +301,9 @@ def advice(plan: StagePlan, recipe: TrainRecipe, limit: int, processes: int) -> 
         if stage.sampling.grad_steps not in (1, "x0"):
             lines.append(f"stages.{plan.stage}.sampling.grad_steps: 1")
         if model.tiles is None and model.name in TILES:
-            lines.append(f"model.tiles: {TILES[model.name]} (the autoencoder decodes a part of a frame at a time)")
+            tiles = TILES[model.name]
+            sizes = f"{{side: {tiles.side}, margin: {tiles.margin}}}"
+            lines.append(f"model.tiles: {sizes} (the autoencoder decodes a part of a frame at a time)")
         if stage.decoded_latents is None and model.name != "ltx":
             lines.append(f"stages.{plan.stage}.decoded_latents: 4 (gradient through a part of the clip in each step)")
     if isinstance(stage, RewardedStage) and not stage.reward.flow.checkpoint:
