@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from multiprocessing import connection, get_context
 from typing import Any, Generic, TypeVar
 
 import torch
+from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,6 +96,16 @@ def isolated(
 
 
 _NOTHING: Any = object()
+
+
+def _own_progress_lock() -> None:
+    """tqdm's lock is a semaphore that forks share: one that is killed while its bar is drawn takes it along, and the
+    next bar of the others waits for ever."""
+    tqdm.set_lock(threading.RLock())
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(after_in_child=_own_progress_lock)
 
 
 def _context() -> Any:

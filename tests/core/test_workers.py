@@ -8,11 +8,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from newtonrewards.core.workers import Lost, ahead, each, isolated
 
@@ -70,6 +72,23 @@ WHY = {
     "raise": "unexpected ValueError: a fault in the code (test_workers.py, line ",
     "memory": "not enough memory",
 }
+
+
+def test_a_process_that_dies_while_it_draws_a_bar_stops_nobody_elses() -> None:
+    tqdm.get_lock()  # there before the process is
+
+    def die() -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=die)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    drawn = threading.Thread(target=lambda: tqdm(total=1).close(), daemon=True)
+    drawn.start()
+    drawn.join(10)
+    assert not drawn.is_alive()
 
 
 @pytest.mark.parametrize("workers", [1, 3])
