@@ -1,6 +1,6 @@
 """`newtonrewards test`: the tests of this checkout, through pytest.
 
-Arguments go to pytest: `newtonrewards test tests/rewards -k kinematic`.
+Arguments go to pytest: `newtonrewards test tests/rewards -k kinematic`. Without any, all tests run, in two processes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from newtonrewards.core.errors import MissingExtra, run_command
 
+ALL = ("-n", "2", "--dist", "loadfile")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         MissingExtra: installed without the tests or without pytest.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv) or ALL
     if not (ROOT / "tests").is_dir():
         raise MissingExtra("no tests here", where=ROOT, fix="They come with a clone, not with a wheel.")
     if importlib.util.find_spec("pytest") is None:

@@ -33,28 +33,33 @@ def place(centre, scale, radius, size):
 @no_type_check
 def read_windows(radius: int) -> Callable[..., Any]:
     """Kernel (levels, volume, centres, windows): fills `windows` (positions, L S S) from `volume` (positions, K)."""
-    side = 2 * radius + 1  # a constant of the kernel, which is twice as fast for it
+    side = 2 * radius + 1  # constants of the kernel, which is twice as fast for them
+    wide = side + 1
 
     @njit(nogil=True, cache=True, fastmath={"contract"})
     def kernel(levels, volume, centres, windows):
         number = volume.dtype.type
-        patch, line = np.zeros((side + 1, side + 1), volume.dtype), np.zeros(side + 1, volume.dtype)
+        patch, line = np.zeros((wide + 1) * wide, volume.dtype), np.zeros((wide + 1) * wide, volume.dtype)
         for i in range(len(centres)):
-            out, scale = 0, number(1)
+            cells, out, scale = volume[i], 0, number(1)
             for level in range(len(levels)):
                 width, height, start = levels[level]
                 left, x, a0, a1 = place(centres[i, 0], scale, radius, width)
                 top, y, b0, b1 = place(centres[i, 1], scale, radius, height)
                 patch[:] = 0
+                first = np.uint64(start + (left + a0) * height + top)  # may wrap; where it is read it is a cell again
                 for a in range(a0, a1):
-                    first = start + (left + a) * height + top
-                    for b in range(b0, b1):
-                        patch[a, b] = volume[i, first + b]
+                    for b in range(wide):
+                        if b0 <= b < b1:
+                            patch[a * wide + b] = cells[first + np.uint64(b)]
+                    first += np.uint64(height)
+                for k in range(side * wide):  # over the seams between rows too: what comes of those is left out below
+                    line[k] = patch[k] + x * (patch[k + wide] - patch[k])
+                for k in range(side * wide):
+                    patch[k] = line[k] + y * (line[k + 1] - line[k])
                 for a in range(side):
-                    for b in range(side + 1):
-                        line[b] = patch[a, b] + x * (patch[a + 1, b] - patch[a, b])
                     for b in range(side):
-                        windows[i, out + b] = line[b] + y * (line[b + 1] - line[b])
+                        windows[i, out + b] = patch[a * wide + b]
                     out += side
                 scale *= number(0.5)
 
@@ -66,32 +71,34 @@ def read_windows(radius: int) -> Callable[..., Any]:
 def add_windows(radius: int) -> Callable[..., Any]:
     """Kernel (levels, volume, centres, windows): the transpose, adds `windows` to `volume`."""
     side = 2 * radius + 1
+    wide = side + 1
 
     @njit(nogil=True, cache=True, fastmath={"contract"})
     def kernel(levels, volume, centres, windows):
         number = volume.dtype.type
-        patch, line = np.zeros((side + 1, side + 1), volume.dtype), np.zeros(side + 1, volume.dtype)
+        # of the window's values: rows with a zero before each, below a row of zeros, above another
+        given = np.zeros((wide + 2) * wide, volume.dtype)
+        patch, line = np.zeros(wide * wide, volume.dtype), np.zeros((wide + 1) * wide, volume.dtype)
         for i in range(len(centres)):
-            out, scale = 0, number(1)
+            cells, out, scale = volume[i], 0, number(1)
             for level in range(len(levels)):
                 width, height, start = levels[level]
                 left, x, a0, a1 = place(centres[i, 0], scale, radius, width)
                 top, y, b0, b1 = place(centres[i, 1], scale, radius, height)
-                patch[:] = 0
                 for a in range(side):
-                    line[:] = 0
                     for b in range(side):
-                        line[b] = (number(1) - y) * windows[i, out + b]
-                    for b in range(side):
-                        line[b + 1] += y * windows[i, out + b]
-                    for b in range(side + 1):
-                        patch[a, b] += (number(1) - x) * line[b]
-                        patch[a + 1, b] += x * line[b]
+                        given[(a + 1) * wide + b + 1] = windows[i, out + b]
                     out += side
+                for k in range((wide + 1) * wide):
+                    line[k] = given[k + 1] + y * (given[k] - given[k + 1])
+                for k in range(wide * wide):
+                    patch[k] = line[k + wide] + x * (line[k] - line[k + wide])
+                first = np.uint64(start + (left + a0) * height + top)
                 for a in range(a0, a1):
-                    first = start + (left + a) * height + top
-                    for b in range(b0, b1):
-                        volume[i, first + b] += patch[a, b]
+                    for b in range(wide):
+                        if b0 <= b < b1:
+                            cells[first + np.uint64(b)] += patch[a * wide + b]
+                    first += np.uint64(height)
                 scale *= number(0.5)
 
     return kernel

@@ -31,7 +31,6 @@ MISSING = [name for name in NEEDED if shutil.which(name, path=SEARCH) is None]
 needs_slurm = pytest.mark.skipif(
     bool(MISSING), reason=f"SLURM isn't installed ({', '.join(MISSING)} not found): apt-get install slurm-wlm munge"
 )
-pytestmark = pytest.mark.xdist_group("slurm")
 # Small jobs: on the CPU, one core.
 SMALL = ("--gpus-per-node=0", "--cpus-per-task=1", "--mem=100")
 # When to give up; a busy machine takes its time.
