@@ -43,11 +43,19 @@ def convolve_films(
     if not slow or isinstance(padding, str) or padding[0]:
         whole = F.conv3d if trains else convolve
         return whole(films, weight, bias, stride, padding)
-    under = films.unfold(2, weight.shape[2], stride[0])  # (B, C, T, H, W, frames of the kernel)
-    pictures = under.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)
+    pictures: Tensor = _Under.apply(films, weight.shape[2], stride[0])
     convolution = F.conv2d if trains else convolve
-    made = convolution(pictures, weight.flatten(1, 2), bias, stride[1:], padding[1:])
-    return made.unflatten(0, under.shape[:3:2]).transpose(1, 2)
+    made = convolution(pictures.flatten(0, 1).flatten(1, 2), weight.flatten(1, 2), bias, stride[1:], padding[1:])
+    return made.unflatten(0, pictures.shape[:2]).transpose(1, 2)
+
+
+class FrozenConv2d(nn.Conv2d):
+    """A convolution of pictures by `convolve`, where its weights don't train."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if weight.requires_grad:
+            return super()._conv_forward(input, weight, bias)
+        return convolve(input, weight, bias, self.stride, self.padding)
 
 
 class FilmConv3d(nn.Conv3d):
@@ -77,6 +85,28 @@ class _Convolve(torch.autograd.Function):
             gradient, images, weight, None, stride, padding, *_plain(len(stride)), mask
         )
         return found[0], None, None, None, None
+
+
+class _Under(torch.autograd.Function):
+    """The frames under a kernel at each of its places in time: (B, C, T, H, W) to (B, t, C, frames, H, W). Going back
+    they are added one after another, which `unfold` does number by number."""
+
+    @staticmethod
+    def forward(ctx: Any, films: Tensor, frames: int, stride: int) -> Tensor:
+        ctx.shape, ctx.stride = films.shape, stride
+        return films.unfold(2, frames, stride).permute(0, 2, 1, 5, 3, 4).contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _, places, _, frames = gradient.shape[:4]
+        if frames == ctx.stride == 1:
+            return gradient.squeeze(3).transpose(1, 2), None, None
+        batch, channels, count, *size = ctx.shape
+        films = gradient.new_zeros(batch, count, channels, *size)
+        for i in range(frames):
+            films[:, i : i + (places - 1) * ctx.stride + 1 : ctx.stride] += gradient[:, :, :, i]
+        return films.transpose(1, 2), None, None
 
 
 def _plain(sides: int) -> tuple[tuple[int, ...], bool, tuple[int, ...], int]:

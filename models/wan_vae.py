@@ -13,34 +13,72 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanDecoder3d, WanRMS_norm, unpatchify
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from newtonrewards.core.convolve import FilmConv3d
+from newtonrewards.core.convolve import FilmConv3d, FrozenConv2d, convolve_films
 from newtonrewards.models.base import Latents
 from newtonrewards.models.causal import Cache, Step, Tiles, in_tiles, scan
 
 
 class QuickNorm(WanRMS_norm):
     """diffusers' norm, whose length of a vector of channels takes torch 6 to 10 times as long on a CPU as its square
-    does."""
+    does; its parameters don't train. Of a clip's activations only the input is kept."""
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float() if x.dtype.itemsize < 4 else x
-        square = wide.square().sum(1 if self.channel_first else -1, keepdim=True)
-        inverse = square.clamp_min(1e-24).rsqrt()  # diffusers' least length is 1e-12
-        return (wide * (inverse * self.scale)).to(x.dtype) * self.gamma + self.bias
+        unit: Tensor = _Unit.apply(wide, 1 if self.channel_first else -1, self.gamma * self.scale)
+        return unit.to(x.dtype) if isinstance(self.bias, float) else unit.to(x.dtype) + self.bias
+
+
+class _Unit(torch.autograd.Function):
+    """x / |x| * factor, with |x| along `dim`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, factor: Tensor) -> Tensor:
+        square = x.square().sum(dim, keepdim=True)
+        inverse = square.clamp_min(LEAST**2).rsqrt()
+        ctx.save_for_backward(x, inverse, factor)
+        ctx.dim = dim
+        return (x * inverse).mul_(factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, inverse, factor = ctx.saved_tensors
+        scaled = gradient * factor
+        along = (scaled * x).sum(ctx.dim, keepdim=True) * inverse.square()
+        along *= inverse < 1 / LEAST  # below, the length is a constant
+        return scaled.addcmul_(x, along, value=-1).mul_(inverse), None, None
 
 
 class QuickConv3d(WanCausalConv3d, FilmConv3d):
-    """diffusers' convolution. Frozen weights keep nothing for the way back."""
+    """diffusers' convolution, which pads frames without a copy of them. Frozen weights keep nothing for the way
+    back."""
+
+    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        x_padding, _, y_padding, _, missing, _ = self._padding
+        if cache_x is not None and missing:
+            x = torch.cat([cache_x.to(x.device), x], dim=2)
+            missing -= cache_x.shape[2]
+        if missing:
+            x = F.pad(x, (0, 0, 0, 0, missing, 0))
+        return convolve_films(x, self.weight, self.bias, self.stride, (0, y_padding, x_padding))
 
 
-QUICK: dict[type[nn.Module], type[nn.Module]] = {WanRMS_norm: QuickNorm, WanCausalConv3d: QuickConv3d}
+LEAST = 1e-12  # length of a vector, in diffusers
+QUICK: dict[type[nn.Module], type[nn.Module]] = {
+    WanRMS_norm: QuickNorm,
+    WanCausalConv3d: QuickConv3d,
+    nn.Conv2d: FrozenConv2d,
+}
 
 
 def quicken(vae: AutoencoderKLWan) -> None:

@@ -25,7 +25,7 @@ from torchvision.models.optical_flow import raft as parts
 from newtonrewards.core.clip import check_frames
 from newtonrewards.core.errors import CheckpointError, MissingExtra, ShapeError
 from newtonrewards.core.recipe import Config
-from newtonrewards.rewards.raft import estimate, freeze
+from newtonrewards.rewards.raft import channels_together, estimate, freeze
 from newtonrewards.rewards.raft_names import is_original, to_torchvision
 
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "flow.safetensors"
@@ -137,9 +137,7 @@ class RaftFlow:
         return F.pad(images, pad, mode="replicate").unflatten(0, (batch, time)), pad
 
     def _encode(self, images: Tensor) -> Tensor:
-        encoder = self.network.feature_encoder
-        flat = images.flatten(0, 1)
-        groups = [self._run(encoder, group) for group in flat.split(self.config.pairs_at_once)]
+        groups = [self._run(self._features, part) for part in images.flatten(0, 1).split(self.config.pairs_at_once)]
         return torch.cat(groups).unflatten(0, images.shape[:2])
 
     def _flow(self, images: Tensor, features: Tensor, pad: list[int], shape: torch.Size) -> Tensor:
@@ -153,6 +151,9 @@ class RaftFlow:
             return flow
         small = F.interpolate(flow.flatten(0, 1), size=(height, width), mode="area")
         return small.unflatten(0, (batch, time - 1)) / self.config.upsample
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self.network.feature_encoder(channels_together(images))
 
     def _run(self, function, *inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         if self.config.checkpoint and torch.is_grad_enabled() and any(part.requires_grad for part in inputs):

@@ -19,15 +19,8 @@ from torchvision.models.optical_flow import RAFT
 from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
 from torchvision.models.optical_flow.raft import ConvGRU
 
-from newtonrewards.core.convolve import convolve
+from newtonrewards.core.convolve import FrozenConv2d, convolve
 from newtonrewards.rewards.correlation import Correlation
-
-
-class FrozenConv2d(nn.Conv2d):
-    """A convolution whose weights take no gradient."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return convolve(input, self.weight, self.bias, self.stride, self.padding)
 
 
 def freeze(network: RAFT) -> RAFT:
@@ -36,6 +29,11 @@ def freeze(network: RAFT) -> RAFT:
         if type(module) is nn.Conv2d:
             module.__class__ = FrozenConv2d
     return network.eval().requires_grad_(False)
+
+
+def channels_together(images: Float[Tensor, "P 3 H W"]) -> Float[Tensor, "P 3 H W"]:
+    """The same images, laid out so that narrow convolutions are up to 10 times as fast on a CPU."""
+    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
 
 
 def estimate(
@@ -51,8 +49,7 @@ def estimate(
         first: first frame of each pair, in [-1, 1].
         features_1, features_2: of both frames, from the network's encoder.
     """
-    if first.device.type == "cpu":  # narrow convolutions are 2 to 10 times as fast
-        first = first.contiguous(memory_format=torch.channels_last)
+    first = channels_together(first)
     correlation = Correlation(features_1, features_2, network.corr_block.num_levels, network.corr_block.radius)
     update = network.update_block
     hidden, context = network.context_encoder(first).tensor_split([update.hidden_state_size], dim=1)
