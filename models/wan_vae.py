@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ class QuickConv3d(WanCausalConv3d, FilmConv3d):
     back."""
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        x_padding, _, y_padding, _, missing, _ = self._padding
+        x_padding, _, y_padding, _, missing, _ = cast(tuple[int, ...], self._padding)
         if cache_x is not None and missing:
             x = torch.cat([cache_x.to(x.device), x], dim=2)
             missing -= cache_x.shape[2]

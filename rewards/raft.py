@@ -2,7 +2,7 @@
 
 - Of all estimates only the last is up-sampled.
 - The correlation is looked up as in `correlation.py`.
-- Frozen convolutions keep nothing for the backward pass (`core.convolve`).
+- Frozen convolutions keep nothing for the backward pass (`core.convolve`), and on a CPU channels lie together.
 - What an update sees of the context is the same in each, and a convolution is linear in its inputs: the context's part
   of the recurrent unit is computed once.
 
@@ -11,10 +11,14 @@ Letters: P pairs, C channels, h, w size of the feature maps, H, W of the frames.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
 from torchvision.models.optical_flow import RAFT
 from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
 from torchvision.models.optical_flow.raft import ConvGRU
@@ -23,11 +27,49 @@ from newtonrewards.core.convolve import FrozenConv2d, convolve
 from newtonrewards.rewards.correlation import Correlation
 
 
+class QuickInstanceNorm2d(nn.InstanceNorm2d):
+    """torch's norm, which on a CPU takes channels that lie together apart and leaves them so."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        own = input.device.type == "cpu" and not isinstance(input, FakeTensor)
+        if not own or self.affine or self.track_running_stats:
+            return super().forward(input)
+        normed: Tensor = _Normed.apply(input, self.eps)
+        return normed
+
+
+class _Normed(torch.autograd.Function):
+    """Each channel of each picture with mean 0 and variance 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        mean = _average(x)
+        inverse = _average((x - mean).square_()).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, mean, inverse)
+        return (x - mean).mul_(inverse)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        x, mean, inverse = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        normed = (x - mean).mul_(inverse)
+        along = _average(gradient * normed)
+        return torch.addcmul(gradient, normed, along, value=-1).sub_(_average(gradient)).mul_(inverse), None
+
+
+def _average(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C 1 1"]:
+    return x.mean((2, 3), keepdim=True)
+
+
+QUICK: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: FrozenConv2d, nn.InstanceNorm2d: QuickInstanceNorm2d}
+
+
 def freeze(network: RAFT) -> RAFT:
     """The same network in eval mode, without parameter gradients; it is changed itself."""
     for module in network.modules():
-        if type(module) is nn.Conv2d:
-            module.__class__ = FrozenConv2d
+        module.__class__ = QUICK.get(type(module), type(module))
     return network.eval().requires_grad_(False)
 
 
