@@ -49,11 +49,16 @@ def convolve_films(
     return made.unflatten(0, pictures.shape[:2]).transpose(1, 2)
 
 
+def _usual(layer: nn.Conv2d | nn.Conv3d) -> bool:
+    """Whether it is one that `convolve` knows: no groups, no dilation, zeros beyond the edges."""
+    return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
+
+
 class FrozenConv2d(nn.Conv2d):
     """A convolution of pictures by `convolve`, where its weights don't train."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if weight.requires_grad:
+        if weight.requires_grad or not _usual(self):
             return super()._conv_forward(input, weight, bias)
         return convolve(input, weight, bias, self.stride, self.padding)
 
@@ -62,6 +67,8 @@ class FilmConv3d(nn.Conv3d):
     """A 3-D convolution by `convolve_films`; as a further base it changes how a family's own one computes."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not _usual(self):
+            return super()._conv_forward(input, weight, bias)
         return convolve_films(input, weight, bias, self.stride, self.padding)
 
 

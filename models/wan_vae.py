@@ -27,6 +27,8 @@ from newtonrewards.core.convolve import FilmConv3d, FrozenConv2d, convolve_films
 from newtonrewards.models.base import Latents
 from newtonrewards.models.causal import Cache, Step, Tiles, in_tiles, scan
 
+LEAST = 1e-12  # length of a vector, in diffusers' norm
+
 
 class QuickNorm(WanRMS_norm):
     """diffusers' norm, whose length of a vector of channels takes torch 6 to 10 times as long on a CPU as its square
@@ -73,7 +75,6 @@ class QuickConv3d(WanCausalConv3d, FilmConv3d):
         return convolve_films(x, self.weight, self.bias, self.stride, (0, y_padding, x_padding))
 
 
-LEAST = 1e-12  # length of a vector, in diffusers
 QUICK: dict[type[nn.Module], type[nn.Module]] = {
     WanRMS_norm: QuickNorm,
     WanCausalConv3d: QuickConv3d,

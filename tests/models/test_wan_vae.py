@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 from torch import Tensor
 
 from newtonrewards.core.fake import empty, fake_tensors
@@ -48,6 +49,21 @@ def test_nested_checkpoints_change_no_bit(vae: AutoencoderKLWan, frames: int) ->
     assert torch.equal(ours[0], theirs[0])
     assert torch.equal(ours[1], theirs[1])
     assert (ours[1].abs().amax((0, 1, 3, 4)) > 0).all()
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_the_quick_norm_is_the_norm(images: bool) -> None:
+    norm = WanRMS_norm(3, images=images).double().requires_grad_(False)
+    norm.gamma.copy_(torch.linspace(0.5, 2, 3).view_as(norm.gamma))
+    start = torch.randn(2, 3, *(4,) * (2 if images else 3), generator=torch.Generator().manual_seed(1)).double()
+    start[0, :, 0] = 0.0  # a vector without length
+    start[0, :, 1] *= 1e-14  # and one below the least
+    theirs = gradient(norm, start)
+    norm.__class__ = wan_vae.QuickNorm
+    ours = gradient(norm, start)
+    torch.testing.assert_close(ours[0], theirs[0])
+    seen = start.abs().amax(1, keepdim=True).expand_as(start) > 0  # diffusers' has no gradient where there is nothing
+    torch.testing.assert_close(ours[1][seen], theirs[1][seen])
 
 
 def test_65_frames_take_a_quarter_of_the_plain_memory() -> None:
