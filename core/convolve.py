@@ -12,6 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether what is quicker on a CPU shall be done: a tensor without content may stand for one on a GPU."""
+    return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
+
+
 def convolve(
     images: Float[Tensor, "B C *size"],
     weight: Float[Tensor, "D C *kernel"],
@@ -39,8 +44,7 @@ def convolve_films(
     """`F.conv3d`, with the weights as constants where they don't train. On a CPU it would take torch's slow path: where
     nothing is padded in time, the frames under a kernel are channels of a convolution of pictures there."""
     trains = weight.requires_grad
-    slow = films.device.type == "cpu" and not isinstance(films, FakeTensor)
-    if not slow or isinstance(padding, str) or padding[0]:
+    if not on_cpu(films) or isinstance(padding, str) or padding[0]:
         whole = F.conv3d if trains else convolve
         return whole(films, weight, bias, stride, padding)
     pictures: Tensor = _Under.apply(films, weight.shape[2], stride[0])

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from newtonrewards.core.convolve import FilmConv3d, FrozenConv2d, convolve_films
+from newtonrewards.core.convolve import FrozenConv2d, convolve_films
 from newtonrewards.models.base import Latents
 from newtonrewards.models.causal import Cache, Step, Tiles, in_tiles, scan
 
@@ -61,7 +61,7 @@ class _Unit(torch.autograd.Function):
         return scaled.addcmul_(x, along, value=-1).mul_(inverse), None, None
 
 
-class QuickConv3d(WanCausalConv3d, FilmConv3d):
+class QuickConv3d(WanCausalConv3d):
     """diffusers' convolution, which pads frames without a copy of them. Frozen weights keep nothing for the way
     back."""
 

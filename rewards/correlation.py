@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from newtonrewards.core.convolve import on_cpu
 from newtonrewards.rewards.correlation_kernels import add_windows, read_windows
 
 
@@ -72,7 +72,7 @@ class _Windows(torch.autograd.Function):
         ctx.save_for_backward(centres, levels)
         ctx.radius, ctx.shape = radius, volume.shape
         ctx.set_materialize_grads(False)
-        look = _read_in_threads if _has_kernels(volume) else read
+        look = _read_in_threads if on_cpu(volume) else read
         return volume, look(volume.flatten(0, 1), centres, levels, radius)
 
     @staticmethod
@@ -84,7 +84,7 @@ class _Windows(torch.autograd.Function):
         if of_windows is not None:
             if gradient is None:
                 gradient = of_windows.new_zeros(ctx.shape)
-            put = _add_in_threads if _has_kernels(gradient) else add
+            put = _add_in_threads if on_cpu(gradient) else add
             put(gradient.flatten(0, 1), of_windows.contiguous(), centres, levels, ctx.radius)
         return gradient, None, None, None
 
@@ -131,10 +131,6 @@ def _cells(
     cells = (rows[..., None] + x * sizes[:, 1:])[..., :, None] + y[..., None, :]
     beyond = (at - low)[..., None, None]
     return cells, inside[:, :, 0, :, None] & inside[:, :, 1, None, :], beyond[:, :, 0], beyond[:, :, 1]
-
-
-def _has_kernels(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
 
 
 def _read_in_threads(volume: Tensor, centres: Tensor, levels: Tensor, radius: int) -> Tensor:

@@ -17,13 +17,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torchvision.models.optical_flow import RAFT
 from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
 from torchvision.models.optical_flow.raft import ConvGRU
 
-from newtonrewards.core.convolve import FrozenConv2d, convolve
+from newtonrewards.core.convolve import FrozenConv2d, convolve, on_cpu
 from newtonrewards.rewards.correlation import Correlation
 
 
@@ -31,8 +30,7 @@ class QuickInstanceNorm2d(nn.InstanceNorm2d):
     """torch's norm, which on a CPU takes channels that lie together apart and leaves them so."""
 
     def forward(self, input: Tensor) -> Tensor:
-        own = input.device.type == "cpu" and not isinstance(input, FakeTensor)
-        if not own or self.affine or self.track_running_stats:
+        if not on_cpu(input) or self.affine or self.track_running_stats:
             return super().forward(input)
         normed: Tensor = _Normed.apply(input, self.eps)
         return normed

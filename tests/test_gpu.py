@@ -143,7 +143,7 @@ def test_the_lookup_is_that_of_the_compiled_kernels(spread: float) -> None:
     found = {}
     for device in ("cpu", "cuda"):
         first, second = (f.to(device).requires_grad_() for f in features)
-        assert correlation._has_kernels(first) == (device == "cpu")
+        assert correlation.on_cpu(first) == (device == "cpu")
         windows = Correlation(first, second, 3, 3).windows(coords.to(device))
         found[device] = windows, *torch.autograd.grad(windows.sin().sum(), (first, second))
     for ours, plain in zip(found["cuda"], found["cpu"], strict=True):

@@ -17,7 +17,7 @@ LEVELS, PAIRS, CHANNELS = 3, 2, 6
 @pytest.fixture(params=["kernels", "operations"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is what GPUs take."""
-    monkeypatch.setattr(correlation, "_has_kernels", lambda _: request.param == "kernels")
+    monkeypatch.setattr(correlation, "on_cpu", lambda _: request.param == "kernels")
 
 
 def drawn(height: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
