@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from newtonrewards.core.convolve import on_cpu
-from newtonrewards.rewards.correlation_kernels import add_windows, read_windows
+from newtonrewards.rewards.correlation_kernels import add_windows, read_windows, ready
 
 
 class Correlation:
@@ -148,7 +148,7 @@ def _in_threads(kernel: Any, levels: Tensor, *by_position: Tensor) -> None:
     threads = torch.get_num_threads()
     share = -(-len(by_position[0]) // threads)
     shares = [[part.numpy() for part in parts] for parts in zip(*(t.split(share) for t in by_position), strict=True)]
-    run = partial(kernel, levels.numpy())
+    run = partial(ready(kernel, levels.numpy(), *shares[0]), levels.numpy())
     if len(shares) == 1:
         run(*shares[0])
         return

@@ -8,12 +8,34 @@ Letters as there, and a = x, b = y within a window. `levels` has one row (width,
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, no_type_check
 
 import numpy as np
-from numba import njit
+from filelock import FileLock
+from numba import njit, typeof
+
+# Of this user, on this machine.
+LOCK = Path(tempfile.gettempdir()) / f"newtonrewards-kernels-{os.getuid()}.lock"
+
+
+def ready(kernel: Any, *arguments: Any) -> Callable[..., Any]:
+    """A kernel, compiled for arguments of these types.
+
+    One process at a time reads numba's cache or adds to it: of two that add a kernel each, both may take the same file,
+    and whoever comes later would run one radius in the place of the other, past the end of its arrays. Ranks that start
+    together compile once.
+    """
+    types = tuple(map(typeof, arguments))
+    if types not in kernel.overloads:
+        with FileLock(LOCK):
+            kernel.compile(types)
+    run: Callable[..., Any] = kernel
+    return run
 
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles

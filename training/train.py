@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -193,6 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if arguments.out is None:
         raise InputError("no run folder given", where="--out", fix="Name the folder to write to.")
+    if not faulthandler.is_enabled():  # of a rank that a native library takes down, the log says where it was
+        faulthandler.enable()
     path = train(recipe, arguments.out, arguments.strategy, offload=arguments.offload)
     steps = sum(stage.steps for stage in recipe.stages)
     print(f"{path}: trained {steps} steps. Metrics in {arguments.out / 'metrics.jsonl'}.")

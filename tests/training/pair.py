@@ -11,12 +11,14 @@ to `RUN.json` how the strategy really holds the modules.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import shutil
 import signal
 import sys
 import time
+import traceback
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,8 @@ def ended(job: dict[str, Any]) -> int:
         code = 1
         try:
             code = run(job)
+        except BaseException:  # noqa: BLE001 - the fork ends below, and nobody else would say why
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -127,6 +131,7 @@ def ended(job: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     torch.set_num_threads(1)
     for number, each in enumerate(json.loads(sys.argv[1])):
         if each.get("alone", RANK) != RANK:
