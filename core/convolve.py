@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,6 +52,13 @@ def convolve_films(
     convolution = F.conv2d if trains else convolve
     made = convolution(pictures.flatten(0, 1).flatten(1, 2), weight.flatten(1, 2), bias, stride[1:], padding[1:])
     return made.unflatten(0, pictures.shape[:2]).transpose(1, 2)
+
+
+def exchange_layers(network: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]) -> None:
+    """Let a network's layers of these classes compute as another class does, which must do with their attributes;
+    parameters stay what they are."""
+    for layer in network.modules():
+        layer.__class__ = classes.get(type(layer), type(layer))
 
 
 def _usual(layer: nn.Conv2d | nn.Conv3d) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from newtonrewards.core.convolve import FilmConv3d
+from newtonrewards.core.convolve import FilmConv3d, exchange_layers
 from newtonrewards.models.base import gradient_only
 from newtonrewards.models.causal import joined
 
@@ -166,8 +166,7 @@ QUICK: dict[type[nn.Module], type[nn.Module]] = {
 def quicken(vae: AutoencoderKLCogVideoX) -> None:
     """Make a frozen autoencoder's norms and convolutions quick ones, and let its blocks be recomputed; its numbers
     change by rounding."""
-    for module in vae.modules():
-        module.__class__ = QUICK.get(type(module), type(module))
+    exchange_layers(vae, QUICK)
     for block in vae.decoder.modules():
         if isinstance(block, CogVideoXResnetBlock3D):
             block.nonlinearity = nn.Identity()  # the norms do it

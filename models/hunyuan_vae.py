@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from newtonrewards.core.convolve import FilmConv3d
+from newtonrewards.core.convolve import FilmConv3d, exchange_layers
 from newtonrewards.models.base import gradient_only
 from newtonrewards.models.causal import Cache, Step, Tiles, in_tiles, joined, scan
 
@@ -93,8 +93,7 @@ QUICK: dict[type[nn.Module], type[nn.Module]] = {
 
 def quicken(vae: AutoencoderKLHunyuanVideo15) -> None:
     """Change a frozen autoencoder's convolutions, attention and encoder, whose numbers change by rounding."""
-    for module in vae.modules():
-        module.__class__ = QUICK.get(type(module), type(module))
+    exchange_layers(vae, QUICK)
 
 
 def decode(

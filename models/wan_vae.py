@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from newtonrewards.core.convolve import FrozenConv2d, convolve_films
+from newtonrewards.core.convolve import FrozenConv2d, convolve_films, exchange_layers
 from newtonrewards.models.base import Latents
 from newtonrewards.models.causal import Cache, Step, Tiles, in_tiles, scan
 
@@ -85,8 +85,7 @@ QUICK: dict[type[nn.Module], type[nn.Module]] = {
 def quicken(vae: AutoencoderKLWan) -> None:
     """Make an autoencoder's norms and convolutions quick ones, which changes its numbers by rounding; parameters stay
     what they are."""
-    for module in vae.modules():
-        module.__class__ = QUICK.get(type(module), type(module))
+    exchange_layers(vae, QUICK)
 
 
 def normalised(vae: AutoencoderKLWan, latents: Latents) -> Latents:

@@ -22,7 +22,7 @@ from torchvision.models.optical_flow import RAFT
 from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
 from torchvision.models.optical_flow.raft import ConvGRU
 
-from newtonrewards.core.convolve import FrozenConv2d, convolve, on_cpu
+from newtonrewards.core.convolve import FrozenConv2d, convolve, exchange_layers, on_cpu
 from newtonrewards.rewards.correlation import Correlation
 
 
@@ -66,8 +66,7 @@ QUICK: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: FrozenConv2d, nn.Ins
 
 def freeze(network: RAFT) -> RAFT:
     """The same network in eval mode, without parameter gradients; it is changed itself."""
-    for module in network.modules():
-        module.__class__ = QUICK.get(type(module), type(module))
+    exchange_layers(network, QUICK)
     return network.eval().requires_grad_(False)
 
 
