@@ -148,7 +148,8 @@ def _in_threads(kernel: Any, levels: Tensor, *by_position: Tensor) -> None:
     threads = torch.get_num_threads()
     share = -(-len(by_position[0]) // threads)
     shares = [[part.numpy() for part in parts] for parts in zip(*(t.split(share) for t in by_position), strict=True)]
-    run = partial(ready(kernel, levels.numpy(), *shares[0]), levels.numpy())
+    shapes = levels.numpy()
+    run = partial(ready(kernel, shapes, *shares[0]), shapes)
     if len(shares) == 1:
         run(*shares[0])
         return

@@ -23,7 +23,7 @@ from numba import njit, typeof
 LOCK = Path(tempfile.gettempdir()) / f"newtonrewards-kernels-{os.getuid()}.lock"
 
 
-def ready(kernel: Any, *arguments: Any) -> Callable[..., Any]:
+def ready(kernel: Any, *arguments: Any) -> Any:
     """A kernel, compiled for arguments of these types.
 
     One process at a time reads numba's cache or adds to it: of two that add a kernel each, both may take the same file,
@@ -34,8 +34,7 @@ def ready(kernel: Any, *arguments: Any) -> Callable[..., Any]:
     if types not in kernel.overloads:
         with FileLock(LOCK):
             kernel.compile(types)
-    run: Callable[..., Any] = kernel
-    return run
+    return kernel
 
 
 @no_type_check  # jaxtyping's import hook must not wrap what numba compiles

@@ -27,20 +27,20 @@ def wait_for(name):
     while not (folder / name).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
 
-def slowly(function, before, after, names):
+def slowly(function, before, after, awaited):
     def run(self, *arguments):
         mine = "read_windows" in self._index_name
         if mine:
             (folder / f"{radius} {before}").touch()
-            for name in names:
-                wait_for(name)
+            if radius in awaited:
+                wait_for(awaited[radius])
         function(self, *arguments)
         if mine:
             (folder / f"{radius} {after}").touch()
     return run
 
-Cache._save_index = slowly(Cache._save_index, "read", "indexed", {3: ["4 read"], 4: ["3 indexed"]}[radius])
-Cache._save_data = slowly(Cache._save_data, "indexed", "wrote", {3: ["4 wrote"], 4: []}[radius])
+Cache._save_index = slowly(Cache._save_index, "read", "indexed", {3: "4 read", 4: "3 indexed"})
+Cache._save_data = slowly(Cache._save_data, "indexed", "wrote", {3: "4 wrote"})
 
 torch.manual_seed(0)
 volume, centres = torch.randn(64, 84), 8 * torch.rand(64, 2)

@@ -11,7 +11,6 @@ to `RUN.json` how the strategy really holds the modules.
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import shutil
@@ -131,7 +130,6 @@ def ended(job: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    faulthandler.enable()
     torch.set_num_threads(1)
     for number, each in enumerate(json.loads(sys.argv[1])):
         if each.get("alone", RANK) != RANK:
